@@ -1,0 +1,477 @@
+# Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
+"""BEiT-3: one tower that reads image patches and words together.
+
+Every linear layer and LayerNorm exists twice, once per modality (the "experts" of a multiway transformer); attention
+alone sees the joint sequence. The two modalities therefore travel as two contiguous streams and meet only inside
+[`Beit3Attention`]: each expert works on its own tensor, without splitting or joining the sequence around it.
+
+Source: "Image as a Foreign Language" (arXiv 2208.10442), as implemented by torchscale 0.3.0 with sub-LayerNorm.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import (
+    OutputRecorder,
+    capture_outputs,
+    resolve_hidden_states_indices,
+    selected_hidden_states,
+)
+
+from .configuration_beit3 import Beit3Config
+
+
+# Position tables follow fairseq: the first two rows exist in every checkpoint and are never read.
+POSITION_OFFSET = 2
+
+
+@dataclass
+class Beit3ModelOutput(ModelOutput):
+    r"""
+    Output of [`Beit3Model`]. A modality that was not given leaves its fields `None`.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, 1 + num_patches + text_length, hidden_size)`):
+            Normalised hidden states in the order image CLS, patches (row by row), text tokens.
+        vision_last_hidden_state (`torch.FloatTensor` of shape `(batch_size, 1 + num_patches, hidden_size)`):
+            The image part of `last_hidden_state`.
+        text_last_hidden_state (`torch.FloatTensor` of shape `(batch_size, text_length, hidden_size)`):
+            The text part of `last_hidden_state`.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states` asks for it):
+            The embeddings and the output of each layer, in the layout of `last_hidden_state`; the last entry is
+            `last_hidden_state` itself.
+        attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
+            Per layer the attention probabilities `(batch_size, num_heads, sequence_length, sequence_length)` over the
+            joint sequence; eager attention only.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    vision_last_hidden_state: torch.FloatTensor | None = None
+    text_last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class Beit3VisionEmbeddings(nn.Module):
+    """Patches of the image behind a CLS token, with learned positions; masked patches become the mask token."""
+
+    def __init__(self, config: Beit3Config):
+        super().__init__()
+        self.image_size = config.image_size
+        self.patch_size = config.patch_size
+        self.grid_size = config.image_size // config.patch_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.position_embedding = nn.Embedding(self.grid_size**2 + 1 + POSITION_OFFSET, config.hidden_size)
+
+    def interpolate_pos_encoding(self, grid_height: int, grid_width: int) -> torch.Tensor:
+        """Positions of the CLS token and of a `grid_height` x `grid_width` grid, `(1 + num_patches, hidden_size)`.
+
+        Bicubic without antialiasing, in float32, on the patch rows alone: what the original does to its weights when
+        it goes from 224 to 384 pixels.
+        """
+        rows = self.position_embedding.weight[POSITION_OFFSET:]
+        grid = rows[1:].float().view(1, self.grid_size, self.grid_size, -1).permute(0, 3, 1, 2)
+        grid = nn.functional.interpolate(grid, size=(grid_height, grid_width), mode="bicubic", align_corners=False)
+        grid = grid.permute(0, 2, 3, 1).flatten(0, 2)  # (num_patches, hidden_size)
+        return torch.cat([rows[:1], grid.to(rows.dtype)])
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor:
+        batch_size, _, height, width = pixel_values.shape
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"The image is {height}x{width} pixels, which is not a multiple of the patch size {self.patch_size}."
+            )
+        if not interpolate_pos_encoding and (height != self.image_size or width != self.image_size):
+            raise ValueError(
+                f"The image is {height}x{width} pixels but the model is made for {self.image_size}x{self.image_size}; "
+                "resize it or pass interpolate_pos_encoding=True."
+            )
+
+        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
+        grid_height, grid_width = patches.shape[-2:]
+        patches = patches.flatten(2).transpose(1, 2)  # (batch_size, num_patches, hidden_size)
+
+        if bool_masked_pos is not None:
+            if bool_masked_pos.shape != patches.shape[:2]:
+                raise ValueError(
+                    f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}, but one value per patch is needed: "
+                    f"{tuple(patches.shape[:2])}."
+                )
+            patches = torch.where(bool_masked_pos.bool()[..., None], self.mask_token, patches)
+
+        if interpolate_pos_encoding and (grid_height != self.grid_size or grid_width != self.grid_size):
+            positions = self.interpolate_pos_encoding(grid_height, grid_width)
+        else:
+            positions = self.position_embedding.weight[POSITION_OFFSET:]
+        return torch.cat([self.cls_token.expand(batch_size, -1, -1), patches], dim=1) + positions
+
+
+class Beit3TextEmbeddings(nn.Module):
+    """Token embeddings with learned positions; padded tokens are set to zero, as in the original."""
+
+    def __init__(self, config: Beit3Config):
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        text_length = input_ids.shape[1]
+        longest = self.position_embedding.num_embeddings - POSITION_OFFSET
+        if text_length > longest:
+            raise ValueError(f"The text has {text_length} tokens, but the model has positions for {longest} only.")
+        positions = self.position_embedding.weight[POSITION_OFFSET : POSITION_OFFSET + text_length]
+        embeddings = self.token_embedding(input_ids) + positions
+        if attention_mask is not None:
+            embeddings = embeddings * attention_mask[..., None].to(embeddings.dtype)
+        return embeddings
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reference attention: softmax in float32; inputs `(batch_size, num_heads, length, head_dim)`."""
+    attention_weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        attention_weights = attention_weights + attention_mask
+    attention_weights = nn.functional.softmax(attention_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attention_weights = nn.functional.dropout(attention_weights, p=dropout, training=module.training)
+    context = torch.matmul(attention_weights, value)
+    return context.transpose(1, 2).contiguous(), attention_weights
+
+
+class Beit3Attention(nn.Module):
+    """Attention over the joint sequence. It has no weights: the experts project into and out of it."""
+
+    def __init__(self, config: Beit3Config):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = False
+
+    def forward(
+        self, qkv: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """From packed projections `(batch_size, length, 3 * hidden_size)` to the context `(..., hidden_size)`."""
+        batch_size, length, _ = qkv.shape
+        query, key, value = (
+            qkv.view(batch_size, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        )  # each (batch_size, num_heads, length, head_dim)
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        context, attention_weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            is_causal=self.is_causal,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return context.reshape(batch_size, length, -1), attention_weights
+
+
+class Beit3Expert(nn.Module):
+    """The weights of one modality in one layer: a pre-norm, sub-norm block without the attention itself."""
+
+    def __init__(self, config: Beit3Config):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.attention_sub_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.mlp_sub_norm = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def project_in(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.qkv_proj(self.attention_norm(hidden_states))
+
+    def project_out(self, context: torch.Tensor) -> torch.Tensor:
+        return self.out_proj(self.attention_sub_norm(context))
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.activation(self.fc1(self.mlp_norm(hidden_states)))
+        return self.fc2(self.mlp_sub_norm(hidden_states))
+
+
+class Beit3DropPath(nn.Module):
+    """Stochastic depth per sample (arXiv 1603.09382): a dropped sample skips the branch in both modalities."""
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, branches: list[torch.Tensor]) -> list[torch.Tensor]:
+        if self.drop_prob == 0.0 or not self.training:
+            return branches
+        keep_prob = 1.0 - self.drop_prob
+        scale = branches[0].new_empty(branches[0].shape[0], 1, 1).bernoulli_(keep_prob).div_(keep_prob)
+        return [branch * scale for branch in branches]
+
+    def extra_repr(self) -> str:
+        return f"p={self.drop_prob}"
+
+
+class Beit3Layer(GradientCheckpointingLayer):
+    """One layer: two experts around one attention. Either stream may be absent (`None`)."""
+
+    def __init__(self, config: Beit3Config, drop_path: float):
+        super().__init__()
+        self.vision = Beit3Expert(config)
+        self.text = Beit3Expert(config)
+        self.attention = Beit3Attention(config)
+        self.drop_path = Beit3DropPath(drop_path)
+
+    def forward(
+        self,
+        vision_states: torch.Tensor | None,
+        text_states: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        present = [
+            (expert, states)
+            for expert, states in ((self.vision, vision_states), (self.text, text_states))
+            if states is not None
+        ]
+        experts, streams = zip(*present)
+
+        # Step 1. Attention over the joint sequence.
+        qkv = [expert.project_in(states) for expert, states in present]
+        context, _ = self.attention(qkv[0] if len(qkv) == 1 else torch.cat(qkv, dim=1), attention_mask, **kwargs)
+        contexts = context.split([states.shape[1] for states in streams], dim=1)
+        branches = [expert.project_out(part) for expert, part in zip(experts, contexts)]
+        streams = [states + branch for states, branch in zip(streams, self.drop_path(branches))]
+
+        # Step 2. Feed-forward of each modality.
+        branches = [expert.feed_forward(states) for expert, states in zip(experts, streams)]
+        streams = [states + branch for states, branch in zip(streams, self.drop_path(branches))]
+
+        if vision_states is None:
+            return None, streams[0]
+        return streams[0], streams[1] if text_states is not None else None
+
+
+class Beit3PreTrainedModel(PreTrainedModel):
+    """Weight initialisation and the abilities shared by [`Beit3Model`] and everything built on it."""
+
+    config: Beit3Config
+    config_class = Beit3Config
+    base_model_prefix = "beit3"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Beit3VisionEmbeddings", "Beit3TextEmbeddings", "Beit3Layer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # Hidden states are joined from the two streams in `Beit3Model.forward`, hence not recorded by a hook.
+    _can_record_outputs = {"attentions": OutputRecorder(Beit3Attention, index=1)}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=std, a=-std, b=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            init_torch_default_(module)
+        elif isinstance(module, Beit3VisionEmbeddings):
+            init.zeros_(module.cls_token)
+            init.zeros_(module.mask_token)
+            init.trunc_normal_(module.position_embedding.weight, std=std, a=-std, b=std)
+        elif isinstance(module, Beit3TextEmbeddings):
+            init.normal_(module.token_embedding.weight, std=module.token_embedding.embedding_dim**-0.5)
+            init.trunc_normal_(module.position_embedding.weight, std=std, a=-std, b=std)
+        elif not isinstance(module, nn.Embedding):  # the two embedding modules above own theirs
+            super()._init_weights(module)
+
+
+@torch.no_grad()
+def init_torch_default_(module: nn.Module):
+    """PyTorch's own default for linear and convolution layers, which the original leaves in place in some heads."""
+    init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+    if module.bias is not None:
+        bound = module.weight[0].numel() ** -0.5  # fan-in, as PyTorch counts it
+        init.uniform_(module.bias, -bound, bound)
+
+
+class Beit3Model(Beit3PreTrainedModel):
+    r"""
+    The BEiT-3 encoder: image and text together, image alone (vision experts only) or text alone (text experts only).
+
+    Example:
+
+    ```python
+    >>> from oneref_hf import Beit3Model
+
+    >>> model = Beit3Model.from_pretrained("DIRECTORY")
+    >>> outputs = model(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+    >>> outputs.last_hidden_state.shape  # image CLS, patches, tokens
+    ```"""
+
+    def __init__(self, config: Beit3Config):
+        super().__init__(config)
+        self.vision_embeddings = Beit3VisionEmbeddings(config)
+        self.text_embeddings = Beit3TextEmbeddings(config)
+        # Plain Python: models are built on the meta device, where a tensor has no values to read.
+        last = max(config.num_hidden_layers - 1, 1)
+        self.layers = nn.ModuleList(
+            Beit3Layer(config, drop_path=config.drop_path_rate * index / last)
+            for index in range(config.num_hidden_layers)
+        )
+        self.vision_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.text_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_embeddings.token_embedding = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Beit3ModelOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
+                Normalised images. BEiT-3 does not mask the padding of an image.
+            input_ids (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
+                Tokens between BOS and EOS.
+            attention_mask (`torch.Tensor` of shape `(batch_size, text_length)`, *optional*):
+                1 for tokens, 0 for padding (torchscale's padding mask has it the other way round).
+            bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*):
+                1 where the mask token replaces a patch.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to interpolate the image positions when the image is not `config.image_size` pixels.
+
+        Returns:
+            [`Beit3ModelOutput`]. `output_hidden_states` is a flag, an index or a list of indices.
+
+        Raises:
+            ValueError: without any input, or when the batch sizes or the image size do not fit.
+        """
+        if pixel_values is None and input_ids is None:
+            raise ValueError("Nothing to encode: give pixel_values, input_ids or both.")
+        if pixel_values is not None and input_ids is not None and pixel_values.shape[0] != input_ids.shape[0]:
+            raise ValueError(
+                f"Got {pixel_values.shape[0]} images but {input_ids.shape[0]} texts; repeat one of them so that each "
+                "image has its text."
+            )
+        wanted = kwargs.pop("output_hidden_states", None)
+        wanted = self.config.output_hidden_states if wanted is None else wanted
+
+        # Step 1. Embed each modality.
+        vision_states = text_states = None
+        if pixel_values is not None:
+            vision_states = self.vision_embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)
+        if input_ids is not None:
+            text_states = self.text_embeddings(input_ids, attention_mask)
+
+        # Step 2. One mask for the joint sequence; it is None when no token is padded.
+        joint_mask = self._joint_attention_mask(vision_states, text_states, attention_mask)
+
+        # Step 3. Run both streams through the layers.
+        keep = self._hidden_states_to_keep(wanted)
+        hidden_states = []
+        for index, layer in enumerate(self.layers):
+            if keep is not None:
+                hidden_states.append(join_streams(vision_states, text_states) if index in keep else None)
+            vision_states, text_states = layer(vision_states, text_states, joint_mask, **kwargs)
+
+        # Step 4. Normalise each modality and join them once.
+        vision_states = None if vision_states is None else self.vision_norm(vision_states)
+        text_states = None if text_states is None else self.text_norm(text_states)
+        last_hidden_state = join_streams(vision_states, text_states)
+        if keep is not None:
+            hidden_states.append(last_hidden_state if len(self.layers) in keep else None)
+
+        return Beit3ModelOutput(
+            last_hidden_state=last_hidden_state,
+            vision_last_hidden_state=vision_states,
+            text_last_hidden_state=text_states,
+            hidden_states=tuple(hidden_states) if keep is not None else None,
+        )
+
+    def _joint_attention_mask(
+        self,
+        vision_states: torch.Tensor | None,
+        text_states: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        if text_states is None:
+            attention_mask = None
+        elif attention_mask is not None and vision_states is not None:
+            attention_mask = torch.cat(
+                [attention_mask.new_ones(vision_states.shape[:2]), attention_mask], dim=1
+            )  # (batch_size, 1 + num_patches + text_length)
+        # The function reads the batch size, length, dtype and device of the embeddings, hence one column is enough.
+        column = join_streams(
+            None if vision_states is None else vision_states[..., :1],
+            None if text_states is None else text_states[..., :1],
+        )
+        return create_bidirectional_mask(config=self.config, inputs_embeds=column, attention_mask=attention_mask)
+
+    def _hidden_states_to_keep(self, wanted: bool | int | list[int] | None) -> set[int] | None:
+        """Indices of the hidden states to return, or `None` for none at all."""
+        num_hidden_states = len(self.layers) + 1
+        selected = selected_hidden_states(wanted)
+        if selected is not None:
+            return resolve_hidden_states_indices(self, selected, num_hidden_states)
+        return set(range(num_hidden_states)) if wanted else None
+
+
+def join_streams(vision: torch.Tensor | None, text: torch.Tensor | None) -> torch.Tensor:
+    """The joint sequence, image first, of the streams that are present."""
+    present = [stream for stream in (vision, text) if stream is not None]
+    return present[0] if len(present) == 1 else torch.cat(present, dim=1)
+
+
+__all__ = ["Beit3Model", "Beit3ModelOutput", "Beit3PreTrainedModel"]

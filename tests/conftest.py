@@ -1,0 +1,72 @@
+# Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
+"""Fixtures shared by all tests. `tests/fixtures/README.md` says what each golden file is."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+# Keys of the original's checkpoints by kind, as prefixes of the complete (MRefM) one.
+_MASK_HEAD = ("seg_conv", "bn")
+_MREFM_HEADS = ("mim_head", "mim_vts_head", "mlm_head", "mlm_sts_head")
+_DROPPED_BY_KIND = {"rec": _MASK_HEAD + _MREFM_HEADS, "res": _MREFM_HEADS}
+_ARGS_DROPPED = ("codebook_size", "enable_mrefm", "enable_ref_mim", "enable_ref_mlm")
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> Path:
+    return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, torch.Tensor]:
+    return load_file(FIXTURES / "golden.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_facts() -> dict:
+    return json.loads((FIXTURES / "golden.json").read_text())
+
+
+def load_original(path: Path) -> dict:
+    """Reads one of the trusted fixture checkpoints, whose pickles hold tensors, plain types and an argparse namespace."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, weights_only=True, map_location="cpu")
+
+
+@pytest.fixture(scope="session")
+def original_checkpoint(tmp_path_factory):
+    """Returns a function `kind -> Path` giving a checkpoint in the original's container format.
+
+    `mrefm` and `vqkd` are golden files; `rec`, `res` and `beit3` hold a subset of the tensors of `mrefm` and are cut
+    out of it here rather than stored three more times.
+    """
+    folder = tmp_path_factory.mktemp("original_checkpoints")
+
+    def path_of(kind: str) -> Path:
+        if kind in ("mrefm", "vqkd"):
+            return FIXTURES / f"{kind}_checkpoint.pth"
+        path = folder / f"{kind}_checkpoint.pth"
+        if not path.exists():
+            complete = load_original(FIXTURES / "mrefm_checkpoint.pth")
+            if kind == "beit3":
+                cut = {"model": {k: v for k, v in complete["model"].items() if k.startswith("beit3.")}}
+            else:
+                args = {k: v for k, v in vars(complete["args"]).items() if k not in _ARGS_DROPPED}
+                cut = {
+                    **complete,
+                    "model": {k: v for k, v in complete["model"].items() if not k.startswith(_DROPPED_BY_KIND[kind])},
+                    "epoch": 19,
+                    "args": argparse.Namespace(**{**args, "dataset": "unc"}),
+                    "val_accu": torch.tensor(0.7757) if kind == "res" else 0.8875,
+                }
+            torch.save(cut, path)
+        return path
+
+    return path_of
