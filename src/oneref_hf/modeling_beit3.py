@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -34,6 +35,8 @@ from .configuration_beit3 import Beit3Config
 
 # Position tables follow fairseq: the first two rows exist in every checkpoint and are never read.
 POSITION_OFFSET = 2
+
+_CHECKPOINT_LOCATION_KWARGS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 @dataclass
@@ -305,6 +308,33 @@ class Beit3PreTrainedModel(PreTrainedModel):
     # Hidden states are joined from the two streams in `Beit3Model.forward`, hence not recorded by a hook.
     _can_record_outputs = {"attentions": OutputRecorder(Beit3Attention, index=1)}
 
+    # How to rename the parameters of a checkpoint of another `model_type`, by that type.
+    _key_mapping_from: dict[str, dict[str, str]] = {}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As in Transformers; BEiT-3 and OneRef checkpoints load into each other as far as they share parameters."""
+        key_mapping = None
+        if cls._key_mapping_from and pretrained_model_name_or_path is not None:
+            where = {name: kwargs[name] for name in _CHECKPOINT_LOCATION_KWARGS if name in kwargs}
+            source, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)
+            key_mapping = cls._key_mapping_from.get(source.get("model_type"))
+        if key_mapping is None or kwargs.get("key_mapping") is not None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+        loaded = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, **{**kwargs, "key_mapping": key_mapping}
+        )
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # Otherwise saving would map the names back and write a file that this class cannot read.
+        model._weight_conversions = None
+        return loaded
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
+        # Transformers skips modules without parameters of their own in code that does not initialise through
+        # `transformers.initialization`. Ours does, and some of those modules initialise their children.
+        super()._initialize_weights(module)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         std = self.config.initializer_range
@@ -347,6 +377,8 @@ class Beit3Model(Beit3PreTrainedModel):
     >>> outputs = model(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
     >>> outputs.last_hidden_state.shape  # image CLS, patches, tokens
     ```"""
+
+    _key_mapping_from = {"oneref": {r"^(?:oneref\.)?beit3\.": ""}}
 
     def __init__(self, config: Beit3Config):
         super().__init__(config)

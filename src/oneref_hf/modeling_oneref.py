@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
@@ -30,6 +29,16 @@ from .loss_oneref import (
     visual_token_loss,
 )
 from .modeling_beit3 import Beit3Model, Beit3PreTrainedModel, init_torch_default_
+
+
+# Which class of this file each Auto class gets when a saved directory is loaded with trust_remote_code=True.
+REMOTE_CODE_AUTO_MAP = {
+    "AutoConfig": "configuration_oneref.OneRefConfig",
+    "AutoModel": "modeling_oneref.OneRefModel",
+    "AutoModelForMaskGeneration": "modeling_oneref.OneRefForSegmentation",
+    "AutoModelForPreTraining": "modeling_oneref.OneRefForPreTraining",
+    "AutoModelForZeroShotObjectDetection": "modeling_oneref.OneRefForGrounding",
+}
 
 
 @dataclass
@@ -295,11 +304,13 @@ def region_contrast_score(
 
 
 class OneRefPreTrainedModel(Beit3PreTrainedModel):
-    """Weight initialisation, loading from a BEiT-3 checkpoint and freezing, for all OneRef models."""
+    """Weight initialisation, loading from BEiT-3 and freezing, for all OneRef models."""
 
     config: OneRefConfig
     config_class = OneRefConfig
     base_model_prefix = "oneref"
+    # A Beit3Model checkpoint loads into every OneRef model and leaves its heads freshly initialised.
+    _key_mapping_from = {"beit3": {r"^(?=vision_|text_|layers\.)": "oneref.beit3."}}
     # The losses are means already: the Trainer must not rescale them under gradient accumulation.
     accepts_loss_kwargs = False
 
@@ -320,25 +331,12 @@ class OneRefPreTrainedModel(Beit3PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As in Transformers; a [`Beit3Model`] checkpoint works too and leaves the heads freshly initialised."""
-        hub_kwargs = {
-            name: kwargs[name]
-            for name in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-            if name in kwargs
-        }
-        source, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
-        if source.get("model_type") != "beit3":
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-
-        prefix = "beit3." if cls is OneRefModel else "oneref.beit3."
-        kwargs.setdefault("key_mapping", {r"^(?=vision_|text_|layers\.)": prefix})
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # Otherwise saving would map the names back and write a file that no OneRef model can read.
-        model._weight_conversions = None
-        return loaded
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in Transformers; the saved configuration names the class of this package for every Auto class, not only
+        for the one of this model."""
+        if self.is_custom_code():
+            self.config.auto_map = dict(REMOTE_CODE_AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
 
     @property
     def backbone(self) -> Beit3Model:
@@ -376,6 +374,8 @@ class OneRefModel(OneRefPreTrainedModel):
     >>> outputs = model(**processor(image, "the woman left of the old lady"))
     >>> outputs.similarity_map.shape
     ```"""
+
+    _key_mapping_from = {"beit3": {r"^(?=vision_|text_|layers\.)": "beit3."}}
 
     def __init__(self, config: OneRefConfig):
         super().__init__(config)
