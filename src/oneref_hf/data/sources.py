@@ -1,0 +1,220 @@
+# Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
+"""Where rows come from: JSON Lines, CSV, COCO JSON and Parquet files, and data sets of the `datasets` library.
+
+A source yields `(place, row)` in a fixed order. `place` is what a person finds the row by ("val.jsonl, line 3"); `row`
+is a dictionary, or the `MalformedRow` that says why there is none. Sources can be pickled, so that they work in
+processes of a data loader.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .records import MalformedRow
+
+
+Rows = Iterator[tuple[str, "dict | MalformedRow"]]
+CSV_CORNERS = ("x0", "y0", "x1", "y1")
+# Small, because rows may carry pictures.
+_PARQUET_ROWS = 64
+
+
+class DatasetError(ValueError):
+    """A data set cannot be used; the message is one sentence for a person."""
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """One annotation file."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+    def identity(self) -> list:
+        """Changes when the file does."""
+        status = self.path.stat()
+        return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
+
+    def columns(self) -> set[str]:
+        """The columns of the first row."""
+        for _, row in self.rows():
+            if isinstance(row, dict):
+                return set(row)
+        return set()
+
+    def rows(self) -> Rows:
+        raise NotImplementedError
+
+
+class JsonLinesSource(FileSource):
+    """One JSON object per line; blank lines are skipped."""
+
+    def rows(self) -> Rows:
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                line = line.removeprefix(b"\xef\xbb\xbf").strip()
+                if line:
+                    yield f"{self.path.name}, line {number}", _json_row(line)
+
+
+def _json_row(line: bytes) -> dict | MalformedRow:
+    try:
+        row = json.loads(line)
+    except RecursionError:
+        return MalformedRow("it is not valid JSON (nested too deeply)")
+    except ValueError as error:
+        return MalformedRow(f"it is not valid JSON ({error})")
+    return row if isinstance(row, dict) else MalformedRow("it is not a JSON object")
+
+
+class CsvSource(FileSource):
+    """A header line, then one row per phrase; tabs separate the cells of a `.tsv`.
+
+    A box is one cell `box` with four numbers, or the four columns x0, y0, x1, y1.
+    """
+
+    def rows(self) -> Rows:
+        # Bytes that are not UTF-8 become lone surrogates, which the check of the row then finds.
+        with open(self.path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",")
+            while True:
+                try:
+                    cells = next(reader, None)
+                except csv.Error as error:
+                    yield f"{self.path.name}, line {reader.line_num}", MalformedRow(f"it is not valid CSV ({error})")
+                    continue
+                if cells is None:
+                    return
+                yield f"{self.path.name}, line {reader.line_num}", _csv_row(cells)
+
+
+def _csv_row(cells: dict) -> dict | MalformedRow:
+    if None in cells:
+        return MalformedRow("it has more cells than the header; quote texts that hold the separator")
+    if None in cells.values():
+        return MalformedRow("it has fewer cells than the header")
+    if all(cells.get(name) for name in CSV_CORNERS):
+        cells["box"] = " ".join(cells[name] for name in CSV_CORNERS)
+    for side in ("height", "width"):
+        if cells.get(side, "").isdecimal():
+            cells[side] = int(cells[side])
+    return cells
+
+
+class CocoSource(FileSource):
+    """COCO JSON: `images` (id, file_name, height, width) and `annotations` (image_id, bbox, segmentation).
+
+    The phrase is `phrase` or `caption` of the annotation, or `caption` of its image; it may be a list.
+    """
+
+    def rows(self) -> Rows:
+        try:
+            content = json.loads(self.path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{self.path} is not valid JSON: {error}.") from error
+        lists = [content.get(name) for name in ("images", "annotations")] if isinstance(content, dict) else []
+        if not lists or not all(isinstance(entries, list) for entries in lists):
+            raise DatasetError(
+                f"{self.path} is not COCO JSON, for it lacks the lists images and annotations; a list of objects "
+                "belongs in a .jsonl file, one object per line."
+            )
+        images = {_key(image): image for image in lists[0] if isinstance(image, dict)}
+        for number, annotation in enumerate(lists[1]):
+            yield f"{self.path.name}, annotation {number}", _coco_row(annotation, images)
+
+
+def _key(entry: dict, name: str = "id") -> str:
+    """Identifiers are numbers or texts, never anything that cannot be a key."""
+    return json.dumps(entry.get(name))
+
+
+def _coco_row(annotation: Any, images: dict[str, dict]) -> dict | MalformedRow:
+    if not isinstance(annotation, dict):
+        return MalformedRow("it is not an object")
+    image = images.get(_key(annotation, "image_id"))
+    if image is None:
+        return MalformedRow(f"there is no image with the id {_key(annotation, 'image_id')}")
+    phrase = annotation.get("phrase", annotation.get("caption", image.get("caption")))
+    return {
+        **annotation,
+        "image": image.get("file_name"),
+        "height": image.get("height"),
+        "width": image.get("width"),
+        "phrase": phrase,
+        "box_xywh": annotation.get("bbox"),
+    }
+
+
+class ParquetSource(FileSource):
+    """A Parquet file; rows count from 0."""
+
+    def columns(self) -> set[str]:
+        return set(self._open().schema_arrow.names)
+
+    def rows(self) -> Rows:
+        number = 0
+        for batch in self._open().iter_batches(batch_size=_PARQUET_ROWS):
+            for row in batch.to_pylist():
+                yield f"{self.path.name}, row {number}", row
+                number += 1
+
+    def _open(self):
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+
+        try:
+            return ParquetFile(self.path)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DatasetError(f"{self.path} is not a readable Parquet file: {error}") from error
+
+
+@dataclass(frozen=True)
+class LibrarySource:
+    """A split (or one shard of it) that the `datasets` library has opened, pictures not decoded; rows count from 0."""
+
+    name: str
+    split: str
+    dataset: Any = field(repr=False)
+    shard: int | None = None
+    folder: Path = Path()
+
+    def identity(self) -> list:
+        """Changes when the data set does, as far as the library tells."""
+        info = self.dataset.info
+        splits = {name: split.num_examples for name, split in (info.splits or {}).items()}
+        return [self.name, self.split, self.shard, str(info.features), splits, str(info.version), info.dataset_size]
+
+    def columns(self) -> set[str]:
+        if self.dataset.column_names is not None:
+            return set(self.dataset.column_names)
+        return set(next(iter(self.dataset), {}))
+
+    def rows(self) -> Rows:
+        place = f"{self.name}, {self.split}" + ("" if self.shard is None else f", shard {self.shard}")
+        for number, row in enumerate(self.dataset):
+            yield f"{place}, row {number}", row
+
+
+SOURCES: Mapping[str, type[FileSource]] = {
+    ".jsonl": JsonLinesSource,
+    ".ndjson": JsonLinesSource,
+    ".csv": CsvSource,
+    ".tsv": CsvSource,
+    ".json": CocoSource,
+    ".parquet": ParquetSource,
+}
+
+
+__all__ = ["SOURCES", "DatasetError", "FileSource", "LibrarySource", "Rows"]
