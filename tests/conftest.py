@@ -35,7 +35,7 @@ def golden_facts() -> dict:
 
 
 def load_original(path: Path) -> dict:
-    """Reads one of the trusted fixture checkpoints, whose pickles hold tensors, plain types and an argparse namespace."""
+    """Reads one of the fixture checkpoints: tensors, plain types and an argparse namespace."""
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, weights_only=True, map_location="cpu")
 
@@ -70,3 +70,48 @@ def original_checkpoint(tmp_path_factory):
         return path
 
     return path_of
+
+
+@pytest.fixture(scope="session")
+def tiny_sizes(golden_facts) -> dict[str, int]:
+    """Sizes of the model that the golden files were made with, as configuration arguments."""
+    facts = golden_facts["config"]
+    return {
+        "vocab_size": facts["vocab_size"],
+        "hidden_size": facts["hidden_size"],
+        "num_hidden_layers": facts["num_hidden_layers"],
+        "num_attention_heads": facts["num_attention_heads"],
+        "intermediate_size": 4 * facts["hidden_size"],
+        "image_size": facts["image_size"],
+        "patch_size": facts["patch_size"],
+    }
+
+
+@pytest.fixture(scope="session")
+def golden_model(tiny_sizes, golden_facts):
+    """Returns a function `(model_class, **config) -> model` in evaluation mode with the golden weights."""
+    from oneref_keys import TASKS, assignments_of
+
+    from oneref_hf import OneRefConfig
+
+    original = load_original(FIXTURES / "mrefm_checkpoint.pth")["model"]
+    task_of_class = {task.model_class: name for name, task in TASKS.items()}
+    visual_vocab_size = golden_facts["config"]["codebook_size"]
+
+    def build(model_class, **config):
+        config = OneRefConfig(**tiny_sizes, visual_vocab_size=visual_vocab_size, **config)
+        model = model_class(config).eval()
+        sources = assignments_of(task_of_class[model_class.__name__], config.num_hidden_layers)
+        weights = {
+            target: torch.cat([original[name] for name in names]) if len(names) > 1 else original[names[0]]
+            for target, names in sources.items()
+        }
+        model.load_state_dict(weights)
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def golden_inputs(golden) -> dict[str, torch.Tensor]:
+    return {name: golden[f"inputs.{name}"] for name in ("pixel_values", "input_ids", "attention_mask")}

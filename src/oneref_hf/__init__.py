@@ -1,14 +1,13 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
 """OneRef for Transformers: find the box and the mask of what a phrase means in a picture.
 
-Importing the package registers its models, processors and pipeline with Transformers' Auto classes, so that
-`AutoModel.from_pretrained`, `AutoProcessor.from_pretrained` and `pipeline` know them. Everything public is imported on
-first use.
+Importing the package makes Transformers' Auto classes know its models and processors, and `pipeline` its task
+"referring-expression". Everything public is imported on first use.
 """
 
 import importlib
 
-from ._registration import register
+from . import _registration  # noqa: F401  registers with Transformers, see there
 
 
 _PUBLIC_NAMES = {
@@ -40,5 +39,3 @@ def __getattr__(name: str):
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
-
-register()

@@ -55,6 +55,7 @@ class Beit3Config(PreTrainedConfig):
     ```"""
 
     model_type = "beit3"
+    _auto_class = "AutoConfig"
 
     vocab_size: int = 64010
     hidden_size: int = 768

@@ -55,6 +55,7 @@ class OneRefConfig(Beit3Config):
     ```"""
 
     model_type = "oneref"
+    _auto_class = "AutoConfig"
     keys_to_ignore_at_inference = [
         "loss_dict",
         "similarity_map",

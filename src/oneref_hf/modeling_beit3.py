@@ -296,6 +296,9 @@ class Beit3PreTrainedModel(PreTrainedModel):
     config: Beit3Config
     config_class = Beit3Config
     base_model_prefix = "beit3"
+    # Every concrete class names its Auto class as `register_for_auto_class` would: what it saves then carries its own
+    # code and loads with trust_remote_code=True where this package is not installed.
+    _auto_class: str | None = None
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
@@ -378,6 +381,7 @@ class Beit3Model(Beit3PreTrainedModel):
     >>> outputs.last_hidden_state.shape  # image CLS, patches, tokens
     ```"""
 
+    _auto_class = "AutoModel"
     _key_mapping_from = {"oneref": {r"^(?:oneref\.)?beit3\.": ""}}
 
     def __init__(self, config: Beit3Config):

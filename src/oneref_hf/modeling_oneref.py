@@ -311,6 +311,10 @@ class OneRefPreTrainedModel(Beit3PreTrainedModel):
     base_model_prefix = "oneref"
     # A Beit3Model checkpoint loads into every OneRef model and leaves its heads freshly initialised.
     _key_mapping_from = {"beit3": {r"^(?=vision_|text_|layers\.)": "oneref.beit3."}}
+    # A checkpoint may have been made for another task: its heads are not worth a warning.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(box_head|mask_head|visual_token_head|visual_relation_head|mlm_head|semantic_relation_head)\."
+    ]
     # The losses are means already: the Trainer must not rescale them under gradient accumulation.
     accepts_loss_kwargs = False
 
@@ -376,6 +380,8 @@ class OneRefModel(OneRefPreTrainedModel):
     ```"""
 
     _key_mapping_from = {"beit3": {r"^(?=vision_|text_|layers\.)": "beit3."}}
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: OneRefConfig):
         super().__init__(config)
@@ -512,6 +518,8 @@ class OneRefForGrounding(OneRefHeadModel):
     >>> processor.post_process_grounded_object_detection(outputs, target_sizes=[(image.height, image.width)] * 2)
     ```"""
 
+    _auto_class = "AutoModelForZeroShotObjectDetection"
+
     def __init__(self, config: OneRefConfig):
         super().__init__(config)
         self.post_init()
@@ -587,6 +595,8 @@ class OneRefForSegmentation(OneRefHeadModel):
     >>> processor.post_process_masks(outputs, target_sizes=[(image.height, image.width)])
     ```"""
 
+    _auto_class = "AutoModelForMaskGeneration"
+
     def __init__(self, config: OneRefConfig):
         super().__init__(config)
         self.mask_head = OneRefMaskHead(config)
@@ -661,6 +671,8 @@ class OneRefForPreTraining(OneRefHeadModel):
     Mask referring modelling (MRefM, section 3.3 of the paper): predicts masked patches and words of an image and
     phrase whose referred region is known, and how each of them relates to the target.
     """
+
+    _auto_class = "AutoModelForPreTraining"
 
     def __init__(self, config: OneRefConfig):
         super().__init__(config)
