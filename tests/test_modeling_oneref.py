@@ -6,7 +6,8 @@ import torch
 from oneref_keys import TASKS, assignments_of
 
 from oneref_hf import OneRefConfig, OneRefForGrounding, OneRefForPreTraining, OneRefForSegmentation, OneRefModel
-from oneref_hf.modeling_oneref import box_coverage, region_contrast_score
+from oneref_hf.loss_oneref import cxcywh_to_xyxy
+from oneref_hf.modeling_oneref import box_coverage, region_contrast_score, tight_boxes
 
 
 OUTPUT_TOLERANCE = {"atol": 1e-4, "rtol": 0}
@@ -337,6 +338,30 @@ def test_the_score_prefers_the_mask_unless_it_is_empty():
 def test_an_answer_that_fills_the_picture_is_judged_by_its_inside():
     score = region_contrast_score(torch.full((1, 4, 4), 0.6), torch.tensor([[0.5, 0.5, 1.0, 1.0]]))
     assert score.item() == pytest.approx((1 + 0.3) / 2)
+
+
+def test_a_model_trained_on_masks_only_takes_box_and_score_from_its_mask(golden_model, golden_inputs):
+    with torch.no_grad():
+        plain = golden_model(OneRefForSegmentation)(**golden_inputs)
+        from_mask = golden_model(OneRefForSegmentation, trained_on_masks_only=True)(**golden_inputs)
+        without_mask = golden_model(OneRefForSegmentation, trained_on_masks_only=True)(
+            **golden_inputs, predict_masks=False
+        )
+    assert torch.equal(plain.pred_masks, from_mask.pred_masks)
+    for logits, box, score in zip(from_mask.pred_masks, from_mask.pred_boxes, from_mask.scores):
+        rows, columns = (logits > 0).nonzero().unbind(1)
+        expected = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 32
+        torch.testing.assert_close(cxcywh_to_xyxy(box), expected)
+        contrast = logits[logits > 0].mean() - logits[logits <= 0].mean()
+        assert score.item() == pytest.approx(((1 + contrast / 2) / 2).item(), abs=1e-5)
+    torch.testing.assert_close(without_mask.pred_boxes, plain.pred_boxes)
+
+
+def test_tight_boxes_fall_back_on_an_empty_mask():
+    logits = torch.full((2, 4, 8), -1.0)
+    logits[0, 1:3, 5] = 1.0
+    boxes = tight_boxes(logits, torch.full((2, 4), 0.25))
+    torch.testing.assert_close(boxes, torch.tensor([[5.5 / 8, 0.5, 1 / 8, 0.5], [0.25] * 4]))
 
 
 def test_scores_stay_in_range_whatever_the_prediction(golden_model, golden_inputs):

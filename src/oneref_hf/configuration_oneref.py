@@ -38,6 +38,10 @@ class OneRefConfig(Beit3Config):
             Weights by loss name; names that are left out keep their default: `box_l1` 1, `box_giou` 1,
             `similarity_focal` 20, `similarity_dice` 2, `mask_focal` 20, `mask_dice` 2, `contrastive` 0, `mim` 1,
             `visual_relation` 1, `mlm` 1, `semantic_relation` 1. A weight of 0 switches the loss off.
+        trained_on_masks_only (`bool`, *optional*, defaults to `False`):
+            Whether the model has learnt from the mask losses alone, as the released segmentation models have: their
+            box head and similarity map never had a target. [`OneRefForSegmentation`] then takes boxes and scores from
+            its masks.
         mlm_label_smoothing (`float`, *optional*, defaults to 0.1):
             Probability that masked language modelling spreads over the words that are not the label.
         mlm_drop_worst_ratio (`float`, *optional*, defaults to 0.2):
@@ -71,6 +75,7 @@ class OneRefConfig(Beit3Config):
     logit_scale_init_value: float | int = 2.659260036932778
     visual_vocab_size: int = 8192
     loss_weights: dict[str, float | int] | None = None
+    trained_on_masks_only: bool = False
     mlm_label_smoothing: float | int = 0.1
     mlm_drop_worst_ratio: float | int = 0.2
     mlm_drop_worst_after: int = 12000

@@ -258,6 +258,22 @@ def box_coverage(boxes_cxcywh: torch.Tensor, grid_size: tuple[int, int]) -> torc
 
 
 @torch.no_grad()
+def tight_boxes(mask_logits: torch.Tensor, fallback_boxes_cxcywh: torch.Tensor) -> torch.Tensor:
+    """Smallest boxes `(B, 4)` in [0, 1] around the masks `(B, h, w)`, above 0 inside; the fallback for empty masks."""
+    inside = mask_logits > 0
+
+    def extent(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        length = occupied.shape[-1]
+        index = torch.arange(length, device=occupied.device)
+        first, end = index.where(occupied, length).amin(-1), (index + 1).where(occupied, 0).amax(-1)
+        return (first + end) / (2 * length), (end - first) / length
+
+    (center_x, width), (center_y, height) = extent(inside.any(-2)), extent(inside.any(-1))
+    boxes = torch.stack([center_x, center_y, width, height], dim=-1)
+    return torch.where(inside.any(-1).any(-1, keepdim=True), boxes, fallback_boxes_cxcywh.float())
+
+
+@torch.no_grad()
 def region_contrast_score(
     similarity_map: torch.Tensor,
     boxes_cxcywh: torch.Tensor,
@@ -650,12 +666,16 @@ class OneRefForSegmentation(OneRefHeadModel):
                 losses["mask_focal"] = mask_focal_loss(logits, targets)
                 losses["mask_dice"] = mask_dice_loss(logits, targets)
 
+        map_to_score = outputs.similarity_map
+        if self.config.trained_on_masks_only and pred_masks is not None:
+            pred_boxes, map_to_score = tight_boxes(pred_masks, pred_boxes), pred_masks
+
         loss, loss_dict = self._weighted(losses)
         return OneRefSegmentationOutput(
             loss=loss,
             loss_dict=loss_dict,
             pred_boxes=pred_boxes,
-            scores=region_contrast_score(outputs.similarity_map, pred_boxes, pred_masks, pixel_mask),
+            scores=region_contrast_score(map_to_score, pred_boxes, pred_masks, pixel_mask),
             pred_masks=pred_masks,
             similarity_map=outputs.similarity_map,
             image_embeds=outputs.image_embeds,
