@@ -134,6 +134,14 @@ def test_hidden_states_cover_the_joint_sequence(model, golden_inputs):
     assert [states is None for states in some] == [False, True, False]
 
 
+def test_gradients_reach_returned_hidden_states(golden_model, golden_inputs):
+    outputs = golden_model(Beit3Model)(**golden_inputs, output_hidden_states=True)
+    for states in outputs.hidden_states:
+        states.retain_grad()
+    outputs.text_last_hidden_state.sum().backward()
+    assert all(states.grad.abs().sum() > 0 for states in outputs.hidden_states[:-1])
+
+
 def test_attentions_are_distributions_without_padding(golden_model, golden_inputs):
     model = golden_model(Beit3Model)
     model.set_attn_implementation("eager")

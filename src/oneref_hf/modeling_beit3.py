@@ -459,7 +459,12 @@ class Beit3Model(Beit3PreTrainedModel):
         hidden_states = []
         for index, layer in enumerate(self.layers):
             if keep is not None:
-                hidden_states.append(join_streams(vision_states, text_states) if index in keep else None)
+                joined = None
+                if index in keep:
+                    # The layer reads views of what the caller gets, so that gradients reach the returned hidden state.
+                    joined = join_streams(vision_states, text_states)
+                    vision_states, text_states = split_streams(joined, vision_states, text_states)
+                hidden_states.append(joined)
             vision_states, text_states = layer(vision_states, text_states, joint_mask, **kwargs)
 
         # Step 4. Normalise each modality and join them once.
@@ -508,6 +513,17 @@ def join_streams(vision: torch.Tensor | None, text: torch.Tensor | None) -> torc
     """The joint sequence, image first, of the streams that are present."""
     present = [stream for stream in (vision, text) if stream is not None]
     return present[0] if len(present) == 1 else torch.cat(present, dim=1)
+
+
+def split_streams(
+    joined: torch.Tensor, vision: torch.Tensor | None, text: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Undoes [`join_streams`], given what was joined."""
+    if vision is None:
+        return None, joined
+    if text is None:
+        return joined, None
+    return joined.split([vision.shape[1], text.shape[1]], dim=1)
 
 
 __all__ = ["Beit3Model", "Beit3ModelOutput", "Beit3PreTrainedModel"]

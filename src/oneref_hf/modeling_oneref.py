@@ -222,27 +222,44 @@ class OneRefBoxHead(nn.Module):
         return self.mlp(self.projection(pooled)).float().sigmoid()
 
 
+class OneRefGridDoubling(nn.ConvTranspose2d):
+    """A transposed convolution with kernel and stride 2, computed as the matrix product that it is.
+
+    Every position turns into a 2 x 2 block by itself, so the grid need not be laid out for it.
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__(hidden_size, hidden_size, kernel_size=2, stride=2, bias=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """From positions `(N, D)` to the four of each block, row by row, `(4 * N, D)`."""
+        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 * hidden_size, hidden_size)
+        return nn.functional.linear(features, weight).view(-1, self.out_channels)
+
+
 class OneRefMaskHead(nn.Module):
-    """Three learned doublings of the patch grid, then the cosine of every pixel with the phrase."""
+    """Three learned doublings of the patch grid, then the cosine of every position with the phrase."""
 
     def __init__(self, config: OneRefConfig):
         super().__init__()
-        size = config.hidden_size
-        self.convs = nn.ModuleList(
-            nn.ConvTranspose2d(size, size, kernel_size=2, stride=2, bias=False) for _ in range(3)
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(size) for _ in range(3))
+        self.convs = nn.ModuleList(OneRefGridDoubling(config.hidden_size) for _ in range(3))
+        # The features are rows of positions, for which the one-dimensional norm is the original's two-dimensional one.
+        self.norms = nn.ModuleList(nn.BatchNorm1d(config.hidden_size) for _ in range(3))
 
     def forward(
         self, patch_states: torch.Tensor, text_embeds: torch.Tensor, grid_size: tuple[int, int]
     ) -> torch.Tensor:
         """From patches `(B, P, D)` and the phrase `(B, D)` to logits `(B, 8 * grid_height, 8 * grid_width)`."""
-        # Patches already lie channel-last in memory, hence the view below copies nothing.
-        features = patch_states.transpose(1, 2).unflatten(-1, grid_size)  # (batch_size, hidden_size, height, width)
+        batch_size, _, hidden_size = patch_states.shape
+        features = patch_states.reshape(-1, hidden_size)
         for conv, norm in zip(self.convs[:-1], self.norms[:-1]):
             features = norm(conv(features)).relu()
-        features = nn.functional.normalize(self.norms[-1](self.convs[-1](features)), dim=1)
-        return torch.einsum("bdhw,bd->bhw", features, text_embeds)
+        features = self.norms[-1](self.convs[-1](features)).view(batch_size, -1, hidden_size)
+        lengths = features.norm(dim=-1).clamp(min=1e-12)
+        logits = torch.matmul(features, text_embeds[..., None]).squeeze(-1) / lengths  # (batch_size, 64 * num_patches)
+        # Only now do the nested blocks become a picture: patch, then block in block in block, rows before columns.
+        blocks = logits.view(batch_size, *grid_size, 2, 2, 2, 2, 2, 2).permute(0, 1, 3, 5, 7, 2, 4, 6, 8)
+        return blocks.reshape(batch_size, 8 * grid_size[0], 8 * grid_size[1])
 
 
 def box_coverage(boxes_cxcywh: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:

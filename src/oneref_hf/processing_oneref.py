@@ -96,7 +96,10 @@ class OneRefProcessor(ProcessorMixin):
         """As in Transformers, but the cut and the padding of the last call do not become the saved tokenizer's own."""
         self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.backend_tokenizer.no_padding()
-        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        saved = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        # Saving writes `auto_map` onto the object too; loading does not, so the two would no longer be equal.
+        vars(self).pop("auto_map", None)
+        return saved
 
     def post_process_grounded_object_detection(
         self,
