@@ -111,7 +111,7 @@ def test_the_stock_detection_pipeline_answers_every_label(saved, fixtures_dir):
     labels = ["red cup", "a spoon", "the table"]
     answers = finder(str(image), candidate_labels=labels)
     assert sorted(answer["label"] for answer in answers) == sorted(labels)
-    own = pipeline("referring-expression", model=str(saved))(str(image), labels, mask=False)
+    own = pipeline("referring-expression", model=str(saved))(str(image), labels)
     for answer in own:
         stock = next(other for other in answers if other["label"] == answer["label"])
         assert stock["score"] == pytest.approx(answer["score"], abs=1e-5)

@@ -244,7 +244,9 @@ def test_the_mask_head_can_be_skipped(golden_model, golden_inputs, labels):
     model.mask_head.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
         outputs = model(**golden_inputs, mask_labels=labels["mask_labels"], predict_masks=False)
-    assert outputs.pred_masks is None and not calls
+        complete = model(**golden_inputs)
+    assert outputs.pred_masks is None and len(calls) == 1
+    assert torch.equal(outputs.scores, complete.scores) and torch.equal(outputs.pred_boxes, complete.pred_boxes)
     assert set(outputs.loss_dict) == {"similarity_focal", "similarity_dice"}
 
 

@@ -303,7 +303,8 @@ def region_contrast_score(
     The similarity map says of every patch how well it fits the phrase. The score compares its mean inside the answer
     with its mean in the rest of the picture: `(1 + (inside - outside) / 2) / 2`. 1 means a map that is perfect inside
     and perfectly opposed outside, 0.5 that it has no preference, less than 0.5 that it prefers the rest. Inside is the
-    predicted mask where there is one that is not empty, else the predicted box.
+    predicted box, so that skipping the mask changes no score; a model trained on masks alone is judged by its mask
+    logits inside and outside its mask instead.
 
     It ranks answers of one model. It is not a probability that the answer is right, it is not calibrated, it does not
     compare across models, and a high value does not say that the picture contains what the phrase means: OneRef
@@ -312,7 +313,7 @@ def region_contrast_score(
     Args:
         similarity_map: cosines `(B, h, w)`.
         boxes_cxcywh: predicted boxes `(B, 4)` in [0, 1] of the canvas.
-        mask_logits: predicted masks `(B, k * h, k * w)`, above 0 inside.
+        mask_logits: masks `(B, k * h, k * w)`, above 0 inside, that take the place of the boxes unless empty.
         pixel_mask: `(B, S, S)`, 1 where the canvas shows the picture; padding counts neither inside nor outside.
 
     Returns:
@@ -683,16 +684,16 @@ class OneRefForSegmentation(OneRefHeadModel):
                 losses["mask_focal"] = mask_focal_loss(logits, targets)
                 losses["mask_dice"] = mask_dice_loss(logits, targets)
 
-        map_to_score = outputs.similarity_map
+        map_to_score, region = outputs.similarity_map, None
         if self.config.trained_on_masks_only and pred_masks is not None:
-            pred_boxes, map_to_score = tight_boxes(pred_masks, pred_boxes), pred_masks
+            pred_boxes, map_to_score, region = tight_boxes(pred_masks, pred_boxes), pred_masks, pred_masks
 
         loss, loss_dict = self._weighted(losses)
         return OneRefSegmentationOutput(
             loss=loss,
             loss_dict=loss_dict,
             pred_boxes=pred_boxes,
-            scores=region_contrast_score(map_to_score, pred_boxes, pred_masks, pixel_mask),
+            scores=region_contrast_score(map_to_score, pred_boxes, region, pixel_mask),
             pred_masks=pred_masks,
             similarity_map=outputs.similarity_map,
             image_embeds=outputs.image_embeds,

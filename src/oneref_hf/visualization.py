@@ -1,0 +1,372 @@
+# Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
+"""Pictures of answers: boxes, masks and labels on the picture, similarity maps, and rows like the paper's Figure 6.
+
+Everything takes what `ReferringExpressionPipeline` returns and gives a new RGB `PIL.Image`; nothing is changed in
+place.
+"""
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from transformers.image_utils import ImageInput
+
+from .letterbox_oneref import flatten_images, read_picture
+
+
+# Okabe and Ito's colours, which people with every kind of colour vision can tell apart, ordered so that neighbours
+# differ most.
+ANSWER_COLOURS = (
+    (86, 180, 233),
+    (213, 94, 0),
+    (240, 228, 66),
+    (204, 121, 167),
+    (0, 158, 115),
+    (230, 159, 0),
+    (0, 114, 178),
+)
+# Nine equidistant points of the colour map "inferno": its lightness grows evenly from black to pale yellow.
+HEAT_COLOURS = (
+    (0, 0, 4),
+    (33, 12, 74),
+    (87, 16, 110),
+    (138, 34, 106),
+    (188, 55, 84),
+    (228, 90, 49),
+    (249, 142, 9),
+    (249, 203, 53),
+    (252, 255, 164),
+)
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+
+MASK_OPACITY = 0.42
+HEAT_OPACITY = 0.65
+LABEL_LINES = 2
+LARGEST_LABEL = 0.25  # share of the picture; a label that would hide more is left out
+PANEL_SIZE = 360  # pixels of the longer side of a picture in a figure
+SMALLEST_CELL = 200  # pixels that the caption of a narrow panel needs
+
+
+def draw_answers(
+    image: ImageInput,
+    answers: dict | list[dict | None] | None,
+    boxes: bool = True,
+    masks: bool = True,
+    labels: bool = True,
+) -> Image.Image:
+    """Draws what was found, each phrase in its own colour.
+
+    Lines and letters grow with the picture. Labels stay inside the picture and avoid one another while there is room;
+    a picture too small for a label gets none.
+
+    Args:
+        image: the picture in any form the pipeline takes.
+        answers: one answer of the pipeline or a list of them; None (nothing above the threshold) is left out, but
+            keeps its colour, so that colours stay the same whatever the threshold.
+        boxes, masks, labels: what to draw; answers without a mask have none drawn.
+
+    Returns:
+        An RGB picture of the same size, the right way up (EXIF).
+
+    Raises:
+        ValueError: if the picture cannot be read, or a mask is not of its size.
+    """
+    canvas = rgb_picture(image)
+    answers = [answers] if isinstance(answers, dict) else answers or []
+    coloured = [
+        (answer, ANSWER_COLOURS[index % len(ANSWER_COLOURS)])
+        for index, answer in enumerate(answers)
+        if answer is not None
+    ]
+    stroke = _Stroke.for_picture(canvas.size)
+    if masks:
+        drawn = [
+            (_mask_picture(answer["mask"], canvas.size), colour) for answer, colour in coloured if "mask" in answer
+        ]
+        for mask, colour in drawn:
+            canvas.paste(colour, mask=mask.point(lambda value: round(MASK_OPACITY * value)))
+        for mask, colour in drawn:
+            _draw_contour(canvas, mask, colour, stroke)
+    if boxes:
+        for answer, colour in coloured:
+            _draw_box(canvas, _corners(answer["box"]), colour, stroke)
+    if labels:
+        _draw_labels(canvas, coloured, stroke)
+    return canvas
+
+
+def draw_heatmap(image: ImageInput, heatmap: np.ndarray) -> Image.Image:
+    """Lays a similarity map over the picture: from dark where it is lowest to pale yellow where it is highest.
+
+    The picture below turns grey, so that all colour means similarity. The scale is stretched to the values of this
+    map, so colours compare places in one map, not maps with one another; an even map is dark.
+
+    Args:
+        image: the picture in any form the pipeline takes.
+        heatmap: float `(height, width)` of the picture, the pipeline's `heatmap`.
+
+    Returns:
+        An RGB picture of the same size, the right way up (EXIF).
+
+    Raises:
+        ValueError: if the picture cannot be read, or the map is not of its size.
+    """
+    picture = rgb_picture(image)
+    heatmap = np.asarray(heatmap, dtype=np.float32)
+    if heatmap.shape != (picture.height, picture.width):
+        raise ValueError(
+            f"The heat map is {heatmap.shape} (height, width), but the picture {(picture.height, picture.width)}."
+        )
+    low, high = heatmap.min(), heatmap.max()
+    heat = Image.fromarray(((heatmap - low) * (255 / (high - low) if high > low else 0)).round().astype(np.uint8))
+    points = np.linspace(0, 255, len(HEAT_COLOURS))
+    table = [np.interp(np.arange(256), points, channel).round() for channel in np.transpose(HEAT_COLOURS)]
+    heat.putpalette(np.transpose(table).astype(np.uint8).tobytes())
+    return Image.blend(picture.convert("L").convert("RGB"), heat.convert("RGB"), HEAT_OPACITY)
+
+
+def figure_row(image: ImageInput, answer: dict, heatmap: np.ndarray | None = None) -> Image.Image:
+    """The picture, the mask (RES), the box (REC) and the similarity side by side, as in a row of the paper's Figure 6.
+
+    Args:
+        image: the picture in any form the pipeline takes.
+        answer: an answer of the pipeline. Without a mask the second panel is left out.
+        heatmap: float `(height, width)`, `answer["heatmap"]` by default; without either the last panel is left out.
+
+    Returns:
+        An RGB picture on white: the phrase above, the captioned panels below, each at most 360 pixels a side.
+    """
+    picture = rgb_picture(image)
+    heatmap = answer.get("heatmap") if heatmap is None else heatmap
+    scale = PANEL_SIZE / max(picture.size)
+    size = tuple(max(round(side * scale), 1) for side in picture.size)
+    panel = picture.resize(size, Image.Resampling.LANCZOS)
+    corners = {
+        name: value * size[name[0] == "y"] / picture.size[name[0] == "y"] for name, value in answer["box"].items()
+    }
+    scaled = {**answer, "box": corners}
+
+    panels = [("picture", panel)]
+    if "mask" in answer:
+        scaled["mask"] = _mask_picture(answer["mask"], picture.size).resize(size, Image.Resampling.BILINEAR)
+        panels.append(("segmentation (RES)", draw_answers(panel, scaled, boxes=False, labels=False)))
+    panels.append((f"box (REC), score {answer['score']:.2f}", draw_answers(panel, scaled, masks=False, labels=False)))
+    if heatmap is not None:
+        # Overlaid at the size of the picture, then scaled, so that the map need not be interpolated on its own.
+        overlay = draw_heatmap(picture, heatmap).resize(size, Image.Resampling.LANCZOS)
+        panels.append((f"similarity, {np.min(heatmap):.2f} to {np.max(heatmap):.2f}", overlay))
+    return _framed_panels(answer["label"], panels)
+
+
+def draw_figure(image: ImageInput, answers: dict | list[dict | None]) -> Image.Image:
+    """`figure_row` of every answer, one below the other; the picture alone if there is none."""
+    answers = [answers] if isinstance(answers, dict) else answers
+    rows = [figure_row(image, answer) for answer in answers if answer is not None]
+    if not rows:
+        return rgb_picture(image)
+    figure = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), WHITE)
+    top = 0
+    for row in rows:
+        figure.paste(row, (0, top))
+        top += row.height
+    return figure
+
+
+def rgb_picture(image: ImageInput) -> Image.Image:
+    """One picture of any kind as the 8-bit RGB that the model sees, the right way up; always a copy."""
+    pictures = flatten_images(image)
+    if len(pictures) != 1:
+        raise ValueError(f"One picture is drawn at a time, but there are {len(pictures)}.")
+    numbers = read_picture(pictures[0], convert_rgb=True, to_8_bit_range=True)  # (3, height, width)
+    return Image.fromarray(numbers.round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+@dataclass(frozen=True)
+class _Stroke:
+    """Sizes in pixels of everything drawn on one picture."""
+
+    line: int
+    halo: int
+    font: ImageFont.FreeTypeFont
+
+    @classmethod
+    def for_picture(cls, size: tuple[int, int]) -> "_Stroke":
+        side = math.sqrt(size[0] * size[1])
+        line = max(round(side * 0.005), 1)
+        return cls(line, max(round(line * 0.4), 1), ImageFont.load_default(max(round(side * 0.03), 11)))
+
+
+def _corners(box: dict[str, float]) -> tuple[float, float, float, float]:
+    return box["xmin"], box["ymin"], box["xmax"], box["ymax"]
+
+
+def _contrast(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, whichever stands out more from the colour (relative luminance of sRGB)."""
+    linear = [(value / 255) ** 2.2 for value in colour]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return BLACK if (luminance + 0.05) ** 2 > 0.05 * 1.05 else WHITE
+
+
+def _mask_picture(mask, size: tuple[int, int]) -> Image.Image:
+    """A mask, PIL or boolean array, as 0 and 255."""
+    numbers = np.asarray(mask)
+    if numbers.shape != size[::-1]:
+        raise ValueError(f"The mask is {numbers.shape} (height, width), but the picture {size[::-1]}.")
+    return Image.fromarray((numbers > 0).astype(np.uint8) * 255)
+
+
+def _draw_contour(canvas: Image.Image, mask: Image.Image, colour: tuple[int, int, int], stroke: _Stroke):
+    """A line along the edge of the mask, with a halo outside.
+
+    A blurred straight edge is a normal distribution function, so the blurred mask tells the distance from the edge:
+    smooth lines of any width at a cost that does not depend on the width.
+    """
+    sigma = stroke.line / 2 + stroke.halo
+    around = mask.getbbox()
+    if around is None:
+        return
+    margin = math.ceil(3 * sigma)
+    left, top = (max(side - margin, 0) for side in around[:2])
+    mask = mask.crop((left, top, min(around[2] + margin, mask.width), min(around[3] + margin, mask.height)))
+    blurred = mask.filter(ImageFilter.GaussianBlur(sigma))
+    outside = ImageChops.invert(mask)
+
+    distances = [sigma * NormalDist().inv_cdf(min(max(value / 255, 1e-6), 1 - 1e-6)) for value in range(256)]
+
+    def up_to(width: float, sign: int) -> Image.Image:
+        """Opaque where the edge is nearer than `width` on one side of it."""
+        return blurred.point([round(255 * min(max(width - sign * d + 0.5, 0), 1)) for d in distances])
+
+    halo = ImageChops.darker(up_to(stroke.line / 2 + stroke.halo, -1), outside)
+    # Thin parts vanish when blurred. Their pixels count as near the edge, for a low value means a far outside.
+    line = ImageChops.lighter(
+        ImageChops.darker(up_to(stroke.line / 2, -1), outside), ImageChops.darker(up_to(stroke.line / 2, 1), mask)
+    )
+    canvas.paste(_contrast(colour), (left, top), halo)
+    canvas.paste(colour, (left, top), line)
+
+
+def _draw_box(canvas: Image.Image, box: tuple[float, ...], colour: tuple[int, int, int], stroke: _Stroke):
+    """A rectangle with a halo on both sides, moved inwards where it would leave the picture."""
+    draw = ImageDraw.Draw(canvas)
+    reach = stroke.line // 2
+
+    def inside(value: float, side: int) -> int:
+        return round(min(max(value, reach), max(side - 1 - reach, reach)))
+
+    x0, y0, x1, y1 = (inside(value, canvas.size[axis % 2]) for axis, value in enumerate(box))
+    outer = (x0 - reach, y0 - reach, x1 - reach + stroke.line - 1, y1 - reach + stroke.line - 1)
+    halo_rectangle = (outer[0] - stroke.halo, outer[1] - stroke.halo, outer[2] + stroke.halo, outer[3] + stroke.halo)
+    draw.rectangle(halo_rectangle, outline=_contrast(colour), width=stroke.line + 2 * stroke.halo)
+    draw.rectangle(outer, outline=colour, width=stroke.line)
+
+
+def _draw_labels(canvas: Image.Image, coloured: list[tuple[dict, tuple[int, int, int]]], stroke: _Stroke):
+    draw = ImageDraw.Draw(canvas)
+    font = stroke.font
+    ascent, descent = font.getmetrics()
+    padding = max(font.size // 4, 2)
+    boxes = [_corners(answer["box"]) for answer, _ in coloured]
+    widest = min(canvas.width - 2 * padding, max(canvas.width * 0.5, font.size * 14))
+    taken: list[tuple[float, ...]] = []
+    for (answer, colour), box in zip(coloured, boxes):
+        lines = _wrap(answer["label"], f"  {answer['score']:.2f}", font, widest)
+        width = math.ceil(max(font.getlength(line) for line in lines)) + 2 * padding
+        height = len(lines) * (ascent + descent) + padding
+        if (
+            width > canvas.width
+            or height > canvas.height
+            or width * height > LARGEST_LABEL * canvas.width * canvas.height
+        ):
+            continue
+        left, top = _place_label((width, height), box, canvas.size, taken, boxes, stroke.line)
+        rectangle = (left, top, left + width - 1, top + height - 1)
+        taken.append((left, top, left + width, top + height))
+        draw.rounded_rectangle(
+            rectangle, padding, fill=colour, outline=_contrast(colour), width=max(stroke.halo // 2, 1)
+        )
+        for row, line in enumerate(lines):
+            position = (left + padding, top + padding // 2 + row * (ascent + descent))
+            draw.text(position, line, fill=_contrast(colour), font=font)
+
+
+def _place_label(
+    size: tuple[int, int],
+    box: tuple[float, ...],
+    picture_size: tuple[int, int],
+    taken: list[tuple[float, ...]],
+    boxes: list[tuple[float, ...]],
+    line: int,
+) -> tuple[int, int]:
+    """Left and top of the best place for a label: off other labels, off what boxes frame, at or near its own box."""
+    (width, height), (x0, y0, x1, y1) = size, box
+    limits = np.array([picture_size[0] - width, picture_size[1] - height])
+    beside = [(x0, y0 - height - line), (x0, y1 + line), (x0 + line, y0 + line), (x0 + line, y1 - height - line)]
+    beside += [(x1 - width, y0 - height - line), (x1 - width, y1 + line), (x1 + line, y0), (x0 - width - line, y0)]
+    columns = [x0, x1 - width, *np.arange(0, limits[0] + 1, max(width // 2, 1))]
+    rows = np.arange(0, limits[1] + 1, max(height // 2, 1))
+    places = np.array([*beside, *((column, row) for row in rows for column in columns)])
+    places = np.clip(places.round(), 0, limits)
+    rectangles = np.concatenate([places, places + size], axis=1)  # (num_places, 4)
+
+    def gaps(other: tuple[float, ...]) -> np.ndarray:
+        """Distance along x and y of every place from a rectangle, negative where they overlap."""
+        return np.maximum(other[:2] - rectangles[:, 2:], rectangles[:, :2] - np.asarray(other[2:]))
+
+    def covered(other: tuple[float, ...]) -> np.ndarray:
+        overlap = np.minimum(rectangles[:, 2:], other[2:]) - np.maximum(rectangles[:, :2], other[:2])
+        return overlap.clip(min=0).prod(1) / (width * height)
+
+    cost = 0.3 * np.hypot(*gaps(box).clip(min=0).T) / height + 0.1 * np.abs(places[:, 0] - x0) / picture_size[0]
+    cost += sum((0.25 if other == box else 0.5) * covered(other) for other in boxes)
+    cost += sum(1e4 * covered(other) for other in taken)
+    left, top = places[cost.argmin()]
+    return int(left), int(top)
+
+
+def _wrap(text: str, tail: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int = LABEL_LINES) -> list[str]:
+    """The text in at most `max_lines` lines of `width` pixels, cut with an ellipsis, and the tail at its end."""
+    rest = " ".join(text.split())
+    lines = []
+    while rest and len(lines) < max_lines:
+        lengths = range(1, min(len(rest), 500) + 1)
+        fitting = bisect_right(lengths, width, key=lambda count: font.getlength(rest[:count]))
+        if fitting < len(rest):
+            space = rest.rfind(" ", 0, fitting + 1)
+            fitting = space if space > 0 else max(fitting, 1)
+        lines.append(rest[:fitting].rstrip())
+        rest = rest[fitting:].lstrip()
+    last = lines.pop() if lines else ""
+    ending = "…" + tail if rest else tail
+    while last and font.getlength(last + ending) > width:
+        last, ending = last[:-1], "…" + tail
+    return [*lines, last.rstrip() + ending]
+
+
+def _framed_panels(title: str, panels: list[tuple[str, Image.Image]]) -> Image.Image:
+    """Panels of one size in a row on white, captions below, the title above."""
+    title_font, caption_font = ImageFont.load_default(20), ImageFont.load_default(15)
+    gap = 12
+    panel_width, panel_height = panels[0][1].size
+    cell_width = max(panel_width, SMALLEST_CELL)
+    width = gap + len(panels) * (cell_width + gap)
+    title_height, caption_height = (sum(font.getmetrics()) for font in (title_font, caption_font))
+    lines = _wrap(title, "", title_font, width - 2 * gap)
+    panels_top = gap + len(lines) * title_height + gap // 2
+    figure = Image.new("RGB", (width, panels_top + panel_height + caption_height + 2 * gap), WHITE)
+    draw = ImageDraw.Draw(figure)
+    for row, line in enumerate(lines):
+        draw.text((gap, gap + row * title_height), line, fill=BLACK, font=title_font)
+    for column, (caption, panel) in enumerate(panels):
+        left = gap + column * (cell_width + gap)
+        figure.paste(panel, (left + (cell_width - panel_width) // 2, panels_top))
+        centre = left + cell_width // 2
+        draw.text((centre, panels_top + panel_height + gap // 2), caption, fill=BLACK, font=caption_font, anchor="ma")
+    return figure
+
+
+__all__ = ["draw_answers", "draw_figure", "draw_heatmap", "figure_row", "rgb_picture"]
