@@ -365,6 +365,11 @@ def test_tight_boxes_fall_back_on_an_empty_mask():
     boxes = tight_boxes(logits, torch.full((2, 4), 0.25))
     torch.testing.assert_close(boxes, torch.tensor([[5.5 / 8, 0.5, 1 / 8, 0.5], [0.25] * 4]))
 
+    picture = torch.zeros(2, 16, 32)
+    picture[:, 8:] = 1
+    boxes = tight_boxes(logits, torch.full((2, 4), 0.25), picture)
+    torch.testing.assert_close(boxes[0], torch.tensor([5.5 / 8, 2.5 / 4, 1 / 8, 1 / 4]))
+
 
 def test_scores_stay_in_range_whatever_the_prediction(golden_model, golden_inputs):
     torch.manual_seed(0)

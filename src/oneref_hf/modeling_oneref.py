@@ -275,9 +275,16 @@ def box_coverage(boxes_cxcywh: torch.Tensor, grid_size: tuple[int, int]) -> torc
 
 
 @torch.no_grad()
-def tight_boxes(mask_logits: torch.Tensor, fallback_boxes_cxcywh: torch.Tensor) -> torch.Tensor:
-    """Smallest boxes `(B, 4)` in [0, 1] around the masks `(B, h, w)`, above 0 inside; the fallback for empty masks."""
+def tight_boxes(
+    mask_logits: torch.Tensor, fallback_boxes_cxcywh: torch.Tensor, pixel_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Smallest boxes `(B, 4)` in [0, 1] around the masks `(B, h, w)`, above 0 inside; the fallback for empty masks.
+
+    With a `pixel_mask` `(B, S, S)`, what lies on the padding of the canvas does not count.
+    """
     inside = mask_logits > 0
+    if pixel_mask is not None:
+        inside &= nn.functional.adaptive_max_pool2d(pixel_mask.float(), inside.shape[-2:]) > 0
 
     def extent(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         length = occupied.shape[-1]
@@ -686,7 +693,7 @@ class OneRefForSegmentation(OneRefHeadModel):
 
         map_to_score, region = outputs.similarity_map, None
         if self.config.trained_on_masks_only and pred_masks is not None:
-            pred_boxes, map_to_score, region = tight_boxes(pred_masks, pred_boxes), pred_masks, pred_masks
+            pred_boxes, map_to_score, region = tight_boxes(pred_masks, pred_boxes, pixel_mask), pred_masks, pred_masks
 
         loss, loss_dict = self._weighted(losses)
         return OneRefSegmentationOutput(
