@@ -413,12 +413,13 @@ class Beit3Model(Beit3PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         bool_masked_pos: torch.BoolTensor | None = None,
         interpolate_pos_encoding: bool = False,
+        pixel_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Beit3ModelOutput:
         r"""
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
-                Normalised images. BEiT-3 does not mask the padding of an image.
+                Normalised images.
             input_ids (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
                 Tokens between BOS and EOS.
             attention_mask (`torch.Tensor` of shape `(batch_size, text_length)`, *optional*):
@@ -427,6 +428,8 @@ class Beit3Model(Beit3PreTrainedModel):
                 1 where the mask token replaces a patch.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to interpolate the image positions when the image is not `config.image_size` pixels.
+            pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
+                Accepted, since the processor gives it, and not used: BEiT-3 attends to the padding of an image.
 
         Returns:
             [`Beit3ModelOutput`]. `output_hidden_states` is a flag, an index or a list of indices.

@@ -440,6 +440,7 @@ class OneRefModel(OneRefPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         bool_masked_pos: torch.BoolTensor | None = None,
         interpolate_pos_encoding: bool = False,
+        pixel_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> OneRefModelOutput:
         r"""
@@ -454,6 +455,8 @@ class OneRefModel(OneRefPreTrainedModel):
                 1 where the mask token replaces a patch.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to interpolate the image positions when the canvas is not `config.image_size` pixels.
+            pixel_mask (`torch.Tensor` of shape `(batch_size, S, S)`, *optional*):
+                Accepted, since the processor gives it, and not used: OneRef attends to the padding.
         """
         encoded = self.beit3(
             pixel_values=pixel_values,
