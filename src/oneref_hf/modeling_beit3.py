@@ -66,6 +66,17 @@ class Beit3ModelOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
+def interpolate_patch_positions(positions: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Positions `(P, D)` of a square grid of patches for another grid, `(height * width, D)`, in float32.
+
+    Bicubic without antialiasing: what the original does to its weights when it goes from 224 to 384 pixels.
+    """
+    side = math.isqrt(positions.shape[0])
+    grid = positions.float().view(1, side, side, -1).permute(0, 3, 1, 2)
+    grid = nn.functional.interpolate(grid, size=grid_size, mode="bicubic", align_corners=False)
+    return grid.permute(0, 2, 3, 1).flatten(0, 2)
+
+
 class Beit3VisionEmbeddings(nn.Module):
     """Patches of the image behind a CLS token, with learned positions; masked patches become the mask token."""
 
@@ -82,16 +93,10 @@ class Beit3VisionEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(self.grid_size**2 + 1 + POSITION_OFFSET, config.hidden_size)
 
     def interpolate_pos_encoding(self, grid_height: int, grid_width: int) -> torch.Tensor:
-        """Positions of the CLS token and of a `grid_height` x `grid_width` grid, `(1 + num_patches, hidden_size)`.
-
-        Bicubic without antialiasing, in float32, on the patch rows alone: what the original does to its weights when
-        it goes from 224 to 384 pixels.
-        """
+        """Positions of the CLS token and of a `grid_height` x `grid_width` grid, `(1 + num_patches, hidden_size)`."""
         rows = self.position_embedding.weight[POSITION_OFFSET:]
-        grid = rows[1:].float().view(1, self.grid_size, self.grid_size, -1).permute(0, 3, 1, 2)
-        grid = nn.functional.interpolate(grid, size=(grid_height, grid_width), mode="bicubic", align_corners=False)
-        grid = grid.permute(0, 2, 3, 1).flatten(0, 2)  # (num_patches, hidden_size)
-        return torch.cat([rows[:1], grid.to(rows.dtype)])
+        patches = interpolate_patch_positions(rows[1:], (grid_height, grid_width))
+        return torch.cat([rows[:1], patches.to(rows.dtype)])
 
     def forward(
         self,
