@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .commands import predict
+
 
 URL_TIMEOUT = 60  # seconds
 
@@ -62,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_ground(subparsers)
+    predict.add_parser(subparsers)
     for command in subparsers.choices.values():
         command.add_argument("--verbose", action="store_true", help="show warnings, progress bars and tracebacks")
     return parser

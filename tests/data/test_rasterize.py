@@ -74,3 +74,12 @@ def test_any_segmentation_is_recognised():
 def test_bad_segmentations_are_named(segmentation, message):
     with pytest.raises(ValueError, match=message):
         segmentation_to_mask(segmentation, SIZE)
+
+
+def test_compressed_run_lengths_must_cover_the_picture():
+    counts = coco.encode(np.asfortranarray(np.eye(7, 5, dtype=np.uint8)))["counts"]
+    assert np.array_equal(rle_to_mask({"size": [7, 5], "counts": counts}, (7, 5)), np.eye(7, 5, dtype=np.uint8))
+    with pytest.raises(ValueError, match="the picture has 42"):
+        rle_to_mask({"size": [7, 6], "counts": counts}, (7, 6))
+    with pytest.raises(ValueError, match="damaged"):
+        rle_to_mask({"size": [7, 5], "counts": b"\x00"}, (7, 5))

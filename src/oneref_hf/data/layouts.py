@@ -1,16 +1,17 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
 """How the columns of a source become the fields of a record (`records.ROW_FIELDS`).
 
-A layout turns one row into one row of fields per phrase. Those of the common RefCOCO uploads on the Hub are found by
-their columns:
+A layout turns one row into one row of fields per phrase. It is chosen by the columns of the source, in this order:
 
-| name | columns it is known by | read as |
-| --- | --- | --- |
-| `converted` | `image_file`, `phrase`, `box_truncated` | output of conversion/convert_annotations.py |
-| `lmms-lab` | `question_id`, `image`, `answer`, `bbox` | `answer` is the list of phrases, `bbox` is x, y, w, h; `segmentation` is one flat polygon |
-| `jxu124` | `image_path`, `captions`, `bbox`, `raw_anns` | `captions` are the phrases; box (x, y, w, h, as stored by COCO) and polygons come from the JSON in `raw_anns`, the size from `raw_image_info`; pictures lie below a COCO folder |
-| `refcoco-m` | `image`, `samples` | every sample has `sentences`, `bbox` (x, y, w, h) and the run lengths `mask` |
-| `record` | `phrase` | columns named like the fields; `phrase` may be a list |
+- `converted` (columns image_file, phrase, box_truncated): the output of conversion/convert_annotations.py.
+- `lmms-lab` (question_id, image, answer, bbox), such as lmms-lab/RefCOCO: `answer` lists the phrases, `bbox` is x, y,
+  w, h, and `segmentation` a single flat polygon.
+- `jxu124` (image_path, captions, bbox, raw_anns), such as jxu124/refcoco: `captions` lists the phrases. Box (x, y, w,
+  h as in COCO) and polygons come from the JSON in `raw_anns`, the size from `raw_image_info`; `bbox` (corners)
+  counts only without them. Pictures lie below a COCO folder.
+- `refcoco-m` (image, samples), such as moondream/refcoco-m: each of `samples` has `sentences`, `bbox` (x, y, w, h) and
+  the run lengths `mask`.
+- `record` (phrase): the columns are called like the fields; `phrase` may be a list.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def choose_layout(column_mapping: Mapping[str, str] | str | None, columns: Itera
     """The function from a row to its fields.
 
     Args:
-        column_mapping: which column holds a field, `{"phrase": "caption", "box_xywh": "bbox"}`; fields that it does not
-            name are taken from columns of their own name. Or the name of a layout. None finds the layout.
+        column_mapping: which column holds a field, `{"phrase": "caption", "box_xywh": "bbox"}`; fields that it does
+            not name are taken from columns of their own name. Or the name of a layout. None finds the layout.
         columns: of the source.
         source: its name, for messages.
 
@@ -123,6 +124,7 @@ def _jxu124(row: Mapping) -> Iterator[dict]:
             "image": row["image_path"],
             "phrase": row["captions"],
             "box_xywh": annotation.get("bbox"),
+            "box": None if "bbox" in annotation else row["bbox"],
             "segmentation": annotation.get("segmentation"),
             "height": size.get("height"),
             "width": size.get("width"),

@@ -3,23 +3,22 @@
 
 Every source (`sources.py`) is brought to the columns of `record_features`, one row per phrase:
 
-| column | meaning |
-| --- | --- |
-| `id` | unique name of the record: its own, or `FILE:LINE`; `#0`, `#1`, ... where one row holds several phrases |
-| `image` | the picture, decoded when it is read (`datasets.Image`) |
-| `image_file` | its path or address as the source has it; null where the picture is embedded without a name |
-| `phrase` | the expression as annotated; the processor lower-cases |
-| `box` | x0, y0, x1, y1 in pixels of the upright picture, as annotated; null for prediction only |
-| `box_truncated` | the target of training and evaluation: every *stored* number is cut to an integer before x + w is added |
-| `polygons` | COCO polygons in pixels, flat lists x0, y0, x1, y1, ... |
-| `rle` | COCO run lengths, uncompressed: `size` is (height, width), `counts` go column by column, background first |
-| `mask` | a picture of the mask, non-zero = the object |
-| `height`, `width` | of the picture, where the source says |
-| `source` | the dataset that the record comes from |
-| `expression_type` | kind of phrase, for the breakdown of an evaluation; free text |
-| `semantic_relation_labels` | scores of the 62 text positions between the first and the last |
+- `id`: unique name of the record; its own, or file and line, with `#0`, `#1`, ... where one row holds several phrases.
+- `image`: the picture, decoded when it is read (`datasets.Image`).
+- `image_file`: its path or address as the source has it; null where the picture is embedded without a name.
+- `phrase`: the expression as annotated; the processor lower-cases.
+- `box`: x0, y0, x1, y1 in pixels of the upright picture, as annotated; may be null for prediction.
+- `box_truncated`: the target of training and evaluation; every *stored* number is cut to an integer before x + w is
+  added, as the original does.
+- `polygons`: COCO polygons in pixels, flat lists x0, y0, x1, y1, ...
+- `rle`: COCO run lengths, uncompressed; `size` is (height, width), `counts` go column by column, background first.
+- `mask`: a picture of the mask, non-zero = the object.
+- `height`, `width`: of the picture, where the source says.
+- `source`: the data set that the record comes from.
+- `expression_type`: kind of phrase, for the breakdown of an evaluation; free text.
+- `semantic_relation_labels`: scores of the 62 text positions between the first and the last.
 
-At most one of `polygons`, `rle` and `mask` is not null. All but `id`, `image` and `phrase` may be.
+At most one of `polygons`, `rle` and `mask` is not null. All but `id`, `image`, `phrase` and `source` may be.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ import numpy as np
 from PIL import Image
 
 from ..letterbox_oneref import flatten_images
-from .rasterize import polygons_to_mask, rle_to_mask, segmentation_to_mask
+from .rasterize import decoded_counts, polygons_to_mask, rle_to_mask, segmentation_to_mask
 
 
 # What a row of a source may hold; `make_record` explains each.
@@ -108,7 +107,7 @@ def make_record(row: Mapping[str, Any], *, default_id: str, default_source: str)
     Raises:
         MalformedRow: says which field is wrong and how.
     """
-    row = {name: value for name, value in row.items() if value is not None and value != ""}
+    row = {name: value for name, value in row.items() if not _is_nothing(value)}
     image = _image(row.get("image"))
     height, width = _size(row)
     return {
@@ -126,6 +125,15 @@ def make_record(row: Mapping[str, Any], *, default_id: str, default_source: str)
         if "semantic_relation_labels" in row
         else None,
     }
+
+
+def undecoded(records):
+    """The same `datasets.Dataset` or `IterableDataset` with its pictures as they are stored, for `open_image`."""
+    from datasets import Image
+
+    for column in ("image", "mask"):
+        records = records.cast_column(column, Image(decode=False))
+    return records
 
 
 def open_image(value) -> Image.Image:
@@ -172,6 +180,13 @@ def has_segmentation(record: Mapping[str, Any]) -> bool:
 
 
 # Fields -----------------------------------------------------------------------------------------------------------
+def _is_nothing(value: Any) -> bool:
+    """Null, an empty text, or a structure of nulls, which is what Arrow may make of a null structure."""
+    if isinstance(value, Mapping):
+        return all(part is None for part in value.values())
+    return value is None or value == ""
+
+
 def _text(value: Any, name: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -218,7 +233,9 @@ def _size(row: Mapping) -> tuple[int | None, int | None]:
         return None, None
     for name, side in zip(("height", "width"), sides):
         if side is None or _number(side, name) != int(side) or not 1 <= side <= MAX_SIDE:
-            raise MalformedRow(f"the {name} of the picture is {_shown(side)}; give height and width in pixels, or none")
+            raise MalformedRow(
+                f"the {name} of the picture is {_shown(side)}; give height and width in pixels, or none"
+            )
     return int(sides[0]), int(sides[1])
 
 
@@ -301,42 +318,21 @@ def _polygons(value: list) -> list[list[float]]:
 
 def _rle(value: Mapping, height: int | None, width: int | None) -> dict:
     size, counts = value.get("size"), value.get("counts")
-    if not isinstance(size, (list, tuple)) or len(size) != 2 or any(not 1 <= _number(s, "size") for s in size):
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or min(_number(side, "size") for side in size) < 1:
         raise MalformedRow(f"the size of the run lengths is {_shown(size)}, not [height, width]")
     size = [int(side) for side in size]
     if height is not None and size != [height, width]:
         raise MalformedRow(f"the run lengths are for {size} (height, width), the picture is {[height, width]}")
     if isinstance(counts, (str, bytes)):
-        counts = _decoded_counts(counts)
+        try:
+            counts = decoded_counts(counts)
+        except ValueError as error:
+            raise MalformedRow(str(error)) from None
     elif not isinstance(counts, (list, tuple)) or any(isinstance(c, bool) or not isinstance(c, int) for c in counts):
         raise MalformedRow(f"the counts of the run lengths are {_shown(counts)}, not whole numbers")
     if sum(counts) != math.prod(size) or min(counts) < 0:
         raise MalformedRow(f"the run lengths cover {sum(counts)} pixels; the picture has {math.prod(size)}")
     return {"size": size, "counts": list(counts)}
-
-
-def _decoded_counts(text: str | bytes) -> list[int]:
-    """The run lengths in COCO's compressed text.
-
-    Characters from code 48 on carry five bits each, lowest first, bit 5 set where a number goes on; numbers are in
-    two's complement, and from the fourth on they are differences to the number two before. (The COCO API itself
-    returns uninitialised memory for texts that do not cover the picture, hence this reader.)
-    """
-    digits = np.frombuffer(text.encode("utf-8") if isinstance(text, str) else text, dtype=np.uint8).astype(np.int64)
-    digits -= 48
-    ends = np.flatnonzero(digits & 32 == 0)
-    if not len(digits) or digits.min() < 0 or digits.max() > 63 or not len(ends) or ends[-1] != len(digits) - 1:
-        raise MalformedRow("the compressed counts of the run lengths are damaged")
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 8:
-        raise MalformedRow("the compressed counts of the run lengths are damaged")
-    shifts = 5 * (np.arange(len(digits)) - np.repeat(starts, lengths))
-    numbers = np.add.reduceat((digits & 31) << shifts, starts)
-    numbers -= (digits[ends] >> 4 & 1) << (5 * lengths)
-    for phase in (1, 2):  # odd and even numbers from the second on are two running sums
-        numbers[phase::2] = np.cumsum(numbers[phase::2])
-    return numbers.tolist()
 
 
 def _shown(value: Any) -> str:
@@ -355,4 +351,5 @@ __all__ = [
     "open_image",
     "record_features",
     "target_mask",
+    "undecoded",
 ]

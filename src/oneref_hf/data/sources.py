@@ -9,8 +9,10 @@ processes of a data loader.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from .records import MalformedRow
 
 Rows = Iterator[tuple[str, "dict | MalformedRow"]]
 CSV_CORNERS = ("x0", "y0", "x1", "y1")
+_ROWS_FOR_COLUMNS = 100
 # Small, because rows may carry pictures.
 _PARQUET_ROWS = 64
 
@@ -48,11 +51,9 @@ class FileSource:
         return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
 
     def columns(self) -> set[str]:
-        """The columns of the first row."""
-        for _, row in self.rows():
-            if isinstance(row, dict):
-                return set(row)
-        return set()
+        """The columns of the first rows."""
+        rows = itertools.islice(self.rows(), _ROWS_FOR_COLUMNS)
+        return {column for _, row in rows if isinstance(row, dict) for column in row}
 
     def rows(self) -> Rows:
         raise NotImplementedError
@@ -161,21 +162,25 @@ class ParquetSource(FileSource):
     """A Parquet file; rows count from 0."""
 
     def columns(self) -> set[str]:
-        return set(self._open().schema_arrow.names)
+        with self._readable() as file:
+            return set(file.schema_arrow.names)
 
     def rows(self) -> Rows:
         number = 0
-        for batch in self._open().iter_batches(batch_size=_PARQUET_ROWS):
-            for row in batch.to_pylist():
-                yield f"{self.path.name}, row {number}", row
-                number += 1
+        with self._readable() as file:
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    yield f"{self.path.name}, row {number}", row
+                    number += 1
 
-    def _open(self):
+    @contextmanager
+    def _readable(self):
         import pyarrow
         from pyarrow.parquet import ParquetFile
 
         try:
-            return ParquetFile(self.path)
+            with ParquetFile(self.path) as file:
+                yield file
         except (OSError, pyarrow.ArrowException) as error:
             raise DatasetError(f"{self.path} is not a readable Parquet file: {error}") from error
 
@@ -194,7 +199,8 @@ class LibrarySource:
         """Changes when the data set does, as far as the library tells."""
         info = self.dataset.info
         splits = {name: split.num_examples for name, split in (info.splits or {}).items()}
-        return [self.name, self.split, self.shard, str(info.features), splits, str(info.version), info.dataset_size]
+        facts = [self.name, self.split, self.shard, str(info.features), splits, str(info.version), info.dataset_size]
+        return [*facts, getattr(self.dataset, "_fingerprint", None)]  # of a `Dataset`; stable between sessions
 
     def columns(self) -> set[str]:
         if self.dataset.column_names is not None:

@@ -1,0 +1,472 @@
+# Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
+"""Loading: every source gives the same records, streaming or not, and says what it leaves out."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from annotation_directory import AnnotationDirectory
+from annotations import record_to_row
+from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets.distributed import split_dataset_by_node
+from manifest import load_manifest
+from PIL import Image
+from pycocotools import mask as coco
+
+from oneref_hf.data import DatasetError, load_referring_dataset
+from oneref_hf.data.loading import open_referring_data
+
+
+POLYGON = [3.0, 2.0, 38.5, 4.0, 20.0, 35.0]
+ROWS = [
+    {"image": "a.png", "phrase": "The CUP", "box_xywh": [1.9, 2.9, 10.9, 11.9], "segmentation": [POLYGON]},
+    {"image": "b.png", "phrase": "a spoon, left", "box_xywh": [5, 6, 20, 10], "expression_type": "place"},
+    {"image": "a.png", "phrase": "its handle", "box_xywh": [0, 0, 60, 40]},
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two pictures of 40 x 60 (height, width)."""
+    for name, grey in (("a.png", 50), ("b.png", 200)):
+        Image.new("RGB", (60, 40), (grey,) * 3).save(tmp_path / name)
+    return tmp_path
+
+
+def plain(records) -> list[dict]:
+    """Everything in the records, pictures as they are stored."""
+    for column in ("image", "mask"):
+        records = records.cast_column(column, datasets.Image(decode=False))
+    return list(records)
+
+
+def load_both_ways(*args, **kwargs) -> list[dict]:
+    """The records, having checked that streaming gives the same, columns included."""
+    records = load_referring_dataset(*args, **kwargs)
+    stream = load_referring_dataset(*args, **kwargs, streaming=True)
+    assert isinstance(records, Dataset) and isinstance(stream, datasets.IterableDataset)
+    assert records.features == stream.features
+    rows = plain(records)
+    assert rows == plain(stream) == plain(stream)  # a second pass over the stream, too
+    return rows
+
+
+def essence(rows: list[dict]) -> list[tuple]:
+    """What must be the same whatever the source; numbers to three decimals, as some uploads have single precision."""
+    return [
+        (
+            Path(row["image"]["path"]).name,
+            row["phrase"],
+            row["box"] and np.round(row["box"], 3).tolist(),
+            row["box_truncated"],
+            row["polygons"] and np.round(row["polygons"][0], 3).tolist(),
+        )
+        for row in rows
+    ]
+
+
+EXPECTED = [
+    ("a.png", "The CUP", [1.9, 2.9, 12.8, 14.8], [1, 2, 11, 13], POLYGON),
+    ("b.png", "a spoon, left", [5, 6, 25, 16], [5, 6, 25, 16], None),
+    ("a.png", "its handle", [0, 0, 60, 40], [0, 0, 60, 40], None),
+]
+
+
+def write_json_lines(path: Path, rows: list) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+# A person's own files
+
+
+def test_json_lines(pictures):
+    path = write_json_lines(pictures / "mine.jsonl", ["", *ROWS, ""])
+    rows = load_both_ways(path, None)
+    assert essence(rows) == EXPECTED
+    assert [row["id"] for row in rows] == ["mine.jsonl, line 2", "mine.jsonl, line 3", "mine.jsonl, line 4"]
+    assert {row["source"] for row in rows} == {"mine"}
+    assert [row["expression_type"] for row in rows] == [None, "place", None]
+    picture = load_referring_dataset(path, None)[0]["image"]
+    assert picture.size == (60, 40) and picture.getpixel((0, 0)) == (50, 50, 50)
+
+
+@pytest.mark.parametrize(("ending", "separator"), [(".csv", ","), (".tsv", "\t")])
+def test_csv(pictures, ending, separator):
+    header = ["image", "phrase", "box_xywh", "x0", "y0", "x1", "y1", "segmentation", "height", "width"]
+    cells = [
+        ["a.png", "The CUP", "1.9 2.9 10.9 11.9", "", "", "", "", f'"[{POLYGON}]"', "40", "60"],
+        ["b.png", '"a spoon, left"', "", "5", "6", "25", "16", "", "", ""],
+        ["a.png", "its handle", "", "0", "0", "60", "40", "", "40", "60"],
+    ]
+    path = pictures / f"mine{ending}"
+    path.write_text("\ufeff" + "\n".join(separator.join(row) for row in [header, *cells]), encoding="utf-8")
+    assert essence(load_both_ways(path, None)) == EXPECTED
+
+
+@pytest.mark.parametrize("caption_in_image", [False, True])
+def test_coco_json(pictures, caption_in_image):
+    """Phrases in the annotations, or in images of their own as MDETR's files have them."""
+    images, annotations = [], []
+    for number, row in enumerate(ROWS):
+        image = {"id": number, "file_name": row["image"], "height": 40, "width": 60}
+        annotation = {"id": 7 + number, "image_id": number, "bbox": row["box_xywh"]}
+        annotation["segmentation"] = row.get("segmentation", [])
+        (image if caption_in_image else annotation)["caption"] = row["phrase"]
+        images.append(image)
+        annotations.append(annotation)
+    path = pictures / "instances.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    rows = load_both_ways(path, None)
+    assert essence(rows) == EXPECTED
+    assert (rows[0]["height"], rows[0]["width"]) == (40, 60)
+    assert [row["id"] for row in rows] == ["7", "8", "9"]
+
+
+def test_phrases_in_a_list_and_masks_in_a_picture(pictures):
+    mask = np.zeros((40, 60), dtype=np.uint8)
+    mask[5:9, 10:20] = 255
+    Image.fromarray(mask).save(pictures / "mask.png")
+    row = {"image": "a.png", "phrase": ["one", "two"], "box": [10, 5, 20, 9], "segmentation": "mask.png", "id": 3}
+    rows = load_both_ways(write_json_lines(pictures / "mine.jsonl", [row]), None)
+    assert [(row["id"], row["phrase"]) for row in rows] == [("3#0", "one"), ("3#1", "two")]
+    assert {row["mask"]["path"] for row in rows} == {str(pictures / "mask.png")}
+
+
+def test_splits_of_files_and_of_rows(pictures):
+    for split, phrase in (("train", "one"), ("val", "two")):
+        write_json_lines(pictures / f"{split}.jsonl", [{"image": "a.png", "phrase": phrase}])
+    assert [row["phrase"] for row in load_both_ways(pictures, "val")] == ["two"]
+    assert [row["phrase"] for row in load_both_ways(pictures, "validation")] == ["two"]
+    with pytest.raises(DatasetError, match="has no split 'test'; it has train, val"):
+        load_referring_dataset(pictures, "test")
+    with pytest.raises(DatasetError, match="needs the name of a split"):
+        load_referring_dataset(pictures, None)
+    rows = [{"image": "a.png", "phrase": phrase, "split": phrase[:5]} for phrase in ("train 1", "train 2", "test")]
+    path = write_json_lines(pictures / "all.jsonl", rows)
+    assert [row["phrase"] for row in load_both_ways(path, "train")] == ["train 1", "train 2"]
+    assert len(load_both_ways(path, None)) == 3
+
+
+def test_column_mapping(pictures):
+    rows = [{"picture": row["image"], "texts": [row["phrase"]], "box": row["box_xywh"]} for row in ROWS]
+    path = write_json_lines(pictures / "mine.jsonl", rows)
+    mapping = {"image": "picture", "phrase": "texts", "box_xywh": "box"}
+    assert [row[:4] for row in essence(load_both_ways(path, None, column_mapping=mapping))] == [
+        row[:4] for row in EXPECTED
+    ]
+    for wrong, message in [
+        ({"phrases": "texts"}, "unknown field 'phrases'; did you mean 'phrase'"),
+        ({"phrase": "text"}, "no column 'text' for phrase; it has box, picture, texts"),
+        ("lmms", "No layout is called 'lmms'"),
+        (None, "has the columns box, picture, texts, which fit no known layout"),
+    ]:
+        with pytest.raises(DatasetError, match=message):
+            load_referring_dataset(path, None, column_mapping=wrong)
+
+
+# Converted annotations and uploads
+
+
+def converted(folder: Path, embed: Path | None = None) -> Path:
+    """A directory written by the converter, from records as the original has them."""
+    with (
+        AnnotationDirectory(folder, load_manifest().dataset("unc"), embed_images=embed is not None) as directory,
+        directory.writer("val", source="unc_val.pth", sha256="0" * 64, known_rows=3) as writer,
+    ):
+        for row in ROWS:
+            record = [row["image"], {"height": 40, "width": 60}, row["box_xywh"], row["phrase"], [POLYGON]]
+            row = record_to_row(record, "unc", "val")
+            row["image_file"] = f"train2014/{row['image_file']}"
+            if embed:
+                name = row["image_file"].rpartition("/")[2]
+                row["image"] = {"bytes": (embed / name).read_bytes(), "path": name}
+            writer.add(row)
+    return folder
+
+
+def test_converted_annotations(pictures, tmp_path):
+    folder = converted(tmp_path / "refcoco")
+    expected = [(*row[:4], POLYGON) for row in EXPECTED]
+    rows = load_both_ways(folder, "val", images=pictures)  # the pictures lie there without their folder
+    assert essence(rows) == expected
+    assert {row["source"] for row in rows} == {"unc"} and rows[0]["image_file"] == "train2014/a.png"
+    (tmp_path / "root" / "train2014").mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        (tmp_path / "root" / "train2014" / name).write_bytes((pictures / name).read_bytes())
+    rows = load_both_ways(folder, "val", images=tmp_path / "root")
+    assert essence(rows) == expected
+    assert rows[0]["image"]["path"] == str(tmp_path / "root" / "train2014" / "a.png")
+    with pytest.raises(
+        DatasetError, match=r"no usable row: .*row 0: there is no picture .*; pass images \(--images\)"
+    ):
+        load_referring_dataset(folder, "val")
+
+
+def test_converted_annotations_with_embedded_pictures(pictures, tmp_path):
+    folder = converted(tmp_path / "refcoco", embed=pictures)
+    rows = load_both_ways(folder, "val")
+    assert essence(rows) == [(*row[:4], POLYGON) for row in EXPECTED]
+    assert rows[1]["image"]["bytes"] == (pictures / "b.png").read_bytes()
+    assert load_referring_dataset(folder, "val")[1]["image"].getpixel((0, 0)) == (200, 200, 200)
+
+
+def lmms_lab(pictures: Path) -> Dataset:
+    """One row per object, its phrases in a list, numbers in single precision, the picture embedded."""
+    numbers = List(Value("float32"))
+    features = {"question_id": Value("string"), "image": datasets.Image(), "question": Value("string")}
+    features |= {
+        "answer": List(Value("string")),
+        "segmentation": numbers,
+        "bbox": numbers,
+        "file_name": Value("string"),
+    }
+    rows = [
+        {
+            "question_id": f"q{number}",
+            "image": {"bytes": (pictures / row["image"]).read_bytes(), "path": row["image"]},
+            "question": "Please describe the object.",
+            "answer": [row["phrase"]],
+            "segmentation": row.get("segmentation", [[]])[0],
+            "bbox": row["box_xywh"],
+            "file_name": row["image"],
+        }
+        for number, row in enumerate(ROWS)
+    ]
+    return Dataset.from_list(rows, features=Features(features))
+
+
+def jxu124(pictures: Path) -> Dataset:
+    """Paths below a COCO folder, corner boxes, and the COCO annotation as JSON text."""
+    rows = []
+    for number, row in enumerate(ROWS):
+        x, y, w, h = row["box_xywh"]
+        annotation = {"segmentation": row.get("segmentation", []), "bbox": row["box_xywh"], "id": number}
+        rows.append(
+            {
+                "image_path": f"coco/train2014/{row['image']}",
+                "bbox": [x, y, x + w, y + h],
+                "captions": [row["phrase"]],
+                "raw_anns": json.dumps(annotation),
+                "raw_image_info": json.dumps({"height": 40, "width": 60}),
+                "split": "val",
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+def refcoco_m(pictures: Path) -> Dataset:
+    """One row per picture with all its objects; masks as compressed run lengths."""
+    rows = []
+    for row in ROWS:
+        mask = coco.encode(np.zeros((40, 60), dtype=np.uint8, order="F"))
+        mask["counts"] = mask["counts"].decode()
+        sample = {"sentences": [row["phrase"]], "bbox": row["box_xywh"], "mask": mask}
+        rows.append({"image": {"bytes": None, "path": str(pictures / row["image"])}, "samples": [sample]})
+    sample = {"sentences": List(Value("string")), "bbox": List(Value("float32"))}
+    sample["mask"] = {"size": List(Value("int32")), "counts": Value("string")}
+    return Dataset.from_list(rows, features=Features({"image": datasets.Image(), "samples": List(sample)}))
+
+
+@pytest.mark.parametrize("upload", [lmms_lab, jxu124, refcoco_m])
+@pytest.mark.parametrize("stored", ["hub", "disk", "parquet"])
+def test_uploads(upload, stored, pictures, tmp_path, monkeypatch):
+    dataset = upload(pictures)
+    if stored == "hub":  # a stand-in for the network
+        splits = {"train": dataset.select([0]), "validation": dataset}
+
+        def load_dataset(repo, config, split, streaming):
+            assert (repo, config) == ("owner/RefCOCO", "main")
+            return splits[split].to_iterable_dataset(num_shards=2) if streaming else splits[split]
+
+        monkeypatch.setattr(datasets, "get_dataset_split_names", lambda repo, config: list(splits))
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        name, split = "owner/RefCOCO:main", "val"
+    elif stored == "disk":
+        name, split = tmp_path / "saved", "validation"
+        DatasetDict({"validation": dataset}).save_to_disk(name)
+    else:
+        name, split = tmp_path / "upload", "val"
+        (name / "data").mkdir(parents=True)
+        dataset.to_parquet(name / "data" / "val-00000-of-00001.parquet")
+    images = pictures if upload is jxu124 else None
+    records = load_referring_dataset(name, split, images=images)
+    stream = load_referring_dataset(name, split, images=images, streaming=True)
+    rows, streamed = plain(records), plain(stream)
+    for row in streamed if stored == "hub" else ():  # whose identifiers count per shard
+        row["id"] = row["id"].replace(", shard 0", "")
+    assert [row["id"] for row in rows[:2]] == [row["id"] for row in streamed[:2]]
+    found = [row[:4] if upload is refcoco_m else row for row in essence(rows)]
+    assert found == [row[:4] if upload is refcoco_m else row for row in essence(streamed)]
+    assert found == [row[:4] if upload is refcoco_m else row for row in EXPECTED]
+    if upload is refcoco_m:
+        assert rows[0]["rle"] == {"size": [40, 60], "counts": [2400]}
+    if upload is jxu124:
+        assert (rows[0]["height"], rows[0]["width"]) == (40, 60)
+
+
+def test_a_folder_that_the_library_reads(pictures, tmp_path):
+    folder = tmp_path / "photos" / "train"
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes((pictures / "a.png").read_bytes())
+    write_json_lines(folder / "metadata.jsonl", [{"file_name": "a.png", "phrase": "the cup", "box": [1, 2, 30, 31]}])
+    rows = load_both_ways(tmp_path / "photos", "train")
+    assert [(row["phrase"], row["box"]) for row in rows] == [("the cup", [1, 2, 30, 31])]
+
+
+def test_test_a_is_found_under_its_other_name_only_beside_test_b(pictures, tmp_path):
+    for name in ("both/test", "both/testB", "alone/test"):
+        path = tmp_path / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        write_json_lines(path, [{"image": str(pictures / "a.png"), "phrase": name}])
+    assert [row["phrase"] for row in load_both_ways(tmp_path / "both", "testA")] == ["both/test"]
+    with pytest.raises(DatasetError, match="no split 'testA'"):
+        load_referring_dataset(tmp_path / "alone", "testA")
+
+
+# Rows that cannot be used
+
+
+BAD_LINES = [
+    (ROWS[0], None),
+    ("{not json", "line 2: it is not valid JSON"),
+    ([1, 2], "line 3: it is not a JSON object"),
+    ({"image": "a.png"}, "line 4: the phrase is empty"),
+    ({"image": "gone.png", "phrase": "x"}, "line 5: there is no picture '.*gone.png'"),
+    ({"image": "a.png", "phrase": ["fine", ""]}, "line 6: the phrase is empty"),
+    ({"image": "a.png", "phrase": []}, "line 7: its list of phrases is empty"),
+    (ROWS[1], None),
+]
+
+
+def test_malformed_rows_are_left_out_and_counted(pictures, caplog):
+    path = write_json_lines(pictures / "mine.jsonl", [row for row, _ in BAD_LINES])
+    reasons = [reason for _, reason in BAD_LINES if reason]
+    rows = load_both_ways(path, None)
+    assert [row["phrase"] for row in rows] == ["The CUP", "fine", "a spoon, left"]
+    for streaming in (False, True):
+        caplog.clear()
+        data = open_referring_data(path, None, streaming=streaming)
+        assert len(plain(data.records)) == 3
+        assert len(data.problems) == len(reasons)
+        for problem, reason in zip(data.problems, reasons):
+            assert re.match(f"mine.jsonl, {reason}", str(problem)), problem
+        assert sum("the row is left out" in message for message in caplog.messages) == len(reasons)
+        assert caplog.messages[-1] == "mine: 6 rows are left out in all."
+
+
+def test_strict_stops_at_the_first(pictures):
+    path = write_json_lines(pictures / "mine.jsonl", [row for row, _ in BAD_LINES])
+    with pytest.raises(DatasetError, match=r"^mine\.jsonl, line 2: it is not valid JSON"):
+        load_referring_dataset(path, None, strict=True)
+    stream = load_referring_dataset(path, None, strict=True, streaming=True)
+    with pytest.raises(DatasetError, match=r"^mine\.jsonl, line 2: it is not valid JSON"):
+        list(stream)
+
+
+def test_malformed_csv_and_coco_rows(pictures):
+    path = pictures / "mine.csv"
+    path.write_bytes(b"image,phrase\na.png,fine\na.png\na.png,one,two\na.png,caf\xe9\na.png,fine too\n")
+    data = open_referring_data(path, None)
+    assert [str(problem) for problem in data.problems] == [
+        "mine.csv, line 3: it has fewer cells than the header",
+        "mine.csv, line 4: it has more cells than the header; quote texts that hold the separator",
+        "mine.csv, line 5: the phrase 'caf\\udce9' is too long or not valid text",
+    ]
+    assert len(data.records) == 2
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}],
+        "annotations": [{"image_id": 1, "bbox": [1, 2, 3, 4], "caption": "x"}, {"image_id": 2}, 5],
+    }
+    (pictures / "mine.json").write_text(json.dumps(content))
+    data = open_referring_data(pictures / "mine.json", None)
+    assert [str(problem) for problem in data.problems] == [
+        "mine.json, annotation 1: there is no image with the id 2",
+        "mine.json, annotation 2: it is not an object",
+    ]
+
+
+def test_preset_rows_that_do_not_fit(pictures):
+    rows = jxu124(pictures).to_list()
+    rows[1]["raw_anns"] = "{broken"
+    del rows[2]["captions"]
+    data = open_referring_data(write_json_lines(pictures / "rows.jsonl", rows), None, images=pictures)
+    assert [str(problem) for problem in data.problems] == [
+        "rows.jsonl, line 2: raw_anns is not a JSON object",
+        "rows.jsonl, line 3: it has no column 'captions'",
+    ]
+
+
+def test_the_cache_follows_files_and_pictures(pictures):
+    path = write_json_lines(pictures / "mine.jsonl", [*ROWS, {"image": "late.png", "phrase": "late"}])
+    first = open_referring_data(path, None)
+    assert (len(first.records), len(first.problems)) == (3, 1)
+    assert open_referring_data(path, None).fingerprint == first.fingerprint
+    assert open_referring_data(path, None, streaming=True).fingerprint == first.fingerprint
+    Image.new("RGB", (5, 5)).save(pictures / "late.png")
+    assert len(load_referring_dataset(path, None)) == 4
+    write_json_lines(path, ROWS[:1])
+    changed = open_referring_data(path, None)
+    assert len(changed.records) == 1 and changed.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/nowhere/at/all", "There is no file or directory '/nowhere/at/all'"),
+        ("gone.jsonl", "There is no file or directory 'gone.jsonl'"),
+        ("notes.txt", "The ending of '.*notes.txt' is not one of .jsonl"),
+        ("empty.jsonl", "empty has the columns"),
+        ("list.json", "list.json is not COCO JSON"),
+        ("broken.json", "broken.json is not valid JSON"),
+        ("broken.parquet", "broken.parquet is not a readable Parquet file"),
+        ("headless.csv", "fit no known layout"),
+    ],
+)
+def test_sources_that_cannot_be_used(tmp_path, name, message):
+    for file, text in {
+        "notes.txt": "x",
+        "empty.jsonl": "",
+        "list.json": "[]",
+        "broken.json": "{",
+        "broken.parquet": "x",
+        "headless.csv": "a.png,the cup",
+    }.items():
+        (tmp_path / file).write_text(text)
+    name = name if name.startswith(("/", "gone")) else str(tmp_path / name)
+    for streaming in (False, True):
+        with pytest.raises(DatasetError, match=message):
+            load_referring_dataset(name, None, streaming=streaming)
+
+
+def test_a_missing_folder_of_pictures(pictures):
+    with pytest.raises(DatasetError, match=r"folder of pictures '.*gone' does not exist"):
+        load_referring_dataset(pictures, "val", images=pictures / "gone")
+
+
+def test_streams_are_split_by_file(pictures, tmp_path):
+    """Two processes share the files of a split, as training does."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number in range(2):
+        rows = [{"image": str(pictures / "a.png"), "phrase": f"{number} {row}"} for row in range(3)]
+        Dataset.from_list(rows).to_parquet(folder / f"train-{number:05d}-of-00002.parquet")
+    stream = load_referring_dataset(folder, "train", streaming=True)
+    assert stream.num_shards == 2
+    shares = [[row["phrase"] for row in split_dataset_by_node(stream, rank, 2)] for rank in range(2)]
+    assert shares == [["0 0", "0 1", "0 2"], ["1 0", "1 1", "1 2"]]
+
+
+def test_import_is_light():
+    code = "import sys, oneref_hf.data; print({'datasets', 'pyarrow', 'pycocotools'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
