@@ -1,7 +1,6 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
 """Evaluation and bulk prediction: exact, resumable, the same for any number of processes and any way of reading."""
 
-import argparse
 import importlib.util
 import json
 import os
@@ -22,9 +21,7 @@ from pycocotools import mask as coco
 from tokenizer import build_tokenizer
 from transformers import Trainer, TrainingArguments
 
-from oneref_hf import OneRefForGrounding, OneRefForSegmentation, OneRefImageProcessorPil, OneRefProcessor
-from oneref_hf.cli import CommandError
-from oneref_hf.commands import predict as predict_command
+from oneref_hf import OneRefForGrounding, OneRefForSegmentation, OneRefImageProcessorPil, OneRefProcessor, cli
 from oneref_hf.data.loading import open_referring_data
 from oneref_hf.data.records import target_mask
 from oneref_hf.evaluation import evaluate_split, length_group
@@ -381,13 +378,6 @@ def test_impossible_tasks(finished, data_folder, tmp_path):
 # oneref predict
 
 
-def run_predict(*arguments: str):
-    parser = argparse.ArgumentParser()
-    predict_command.add_parser(parser.add_subparsers())
-    options = parser.parse_args(["predict", *arguments])
-    options.run(options)
-
-
 def test_predict_without_boxes_and_with_broken_pictures(model_folders, data_folder, tmp_path, capsys):
     cut, wild = tmp_path / "cut.png", tmp_path / "wild.tiff"
     cut.write_bytes((data_folder / "0.png").read_bytes()[:60])
@@ -398,7 +388,8 @@ def test_predict_without_boxes_and_with_broken_pictures(model_folders, data_fold
     path.write_text("\n".join(json.dumps({"image": str(image), "phrase": phrase}) for image, phrase in rows))
     output = tmp_path / "out"
     for _ in range(2):  # the second finds everything done
-        run_predict("--model", str(model_folders["res"]), "--dataset", str(path), "--output", str(output))
+        arguments = ["--model", str(model_folders["res"]), "--dataset", str(path), "--output", str(output)]
+        assert cli.main(["predict", *arguments]) == 0
     assert f"written: {output}, 1 shards" in capsys.readouterr().out
     found = datasets.Dataset.from_parquet(str(output / "predictions-00000.parquet"), cache_dir=tmp_path / "cache")
     assert [row["problem"] is None for row in found] == [True, False, True, False]
@@ -424,10 +415,11 @@ def test_predict_without_boxes_and_with_broken_pictures(model_folders, data_fold
         (["--strict"], "val.jsonl, line 10: the phrase is empty"),
     ],
 )
-def test_predict_says_what_is_wrong(model_folders, data_folder, tmp_path, arguments, message):
+def test_predict_says_what_is_wrong(model_folders, data_folder, tmp_path, capsys, arguments, message):
     fixed = ["--model", str(model_folders["rec"]), "--dataset", str(data_folder / "val.jsonl")]
-    with pytest.raises(CommandError, match=message):
-        run_predict(*fixed, "--output", str(tmp_path / "out"), *arguments)
+    assert cli.main(["predict", *fixed, "--output", str(tmp_path / "out"), *arguments]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("oneref: ") and message in last
 
 
 def test_the_script_fails_with_one_sentence(model_folders, data_folder, tmp_path, capsys):
