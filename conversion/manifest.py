@@ -37,16 +37,6 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One training stage; `batch_size` is the total over all devices."""
-
-    name: str
-    epochs: int
-    learning_rate: float
-    batch_size: int
-
-
-@dataclass(frozen=True)
 class Dataset:
     """One dataset key of the original and what is known of its released annotation files."""
 
@@ -74,9 +64,7 @@ class ModelRow:
     dataset: str | None
     uncertain: tuple[str, ...]
     results: tuple[Result, ...]
-    recipe: str | None
-    init: str | None  # name of the model that training started from
-    stages: tuple[Stage, ...]
+    recipe: str | None  # in training/recipes, as `oneref_hf.recipes.recipes_in` names it
     parameters: int | None  # of the original model
 
     @property
@@ -97,7 +85,6 @@ class Manifest:
     repos: tuple[str, ...]
     tokenizer: str  # the SentencePiece file in the repositories
     paper: dict
-    optimizer: dict
     models: tuple[ModelRow, ...]
     datasets: dict[str, Dataset]
 
@@ -133,12 +120,11 @@ def load_manifest(path: str | Path = MANIFEST) -> Manifest:
         raw = yaml.load(Path(path).read_text(encoding="utf-8"), _YAML_LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ManifestError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]}).") from error
-    top = "schema repos tokenizer paper files results training parameters datasets"
+    top = "schema repos tokenizer paper files results parameters datasets"
     _check_keys(raw, "the manifest", required=top)
     if raw["schema"] != 1:
         raise ManifestError(f"the manifest has schema {raw['schema']!r}; this version reads schema 1.")
     _check_keys(raw["paper"], "paper", required="title authors venue year arxiv code")
-    _check_keys(raw["training"], "training", required="optimizer first_stage main_stages")
 
     datasets = _read_datasets(raw["datasets"])
     results = _read_results(raw["results"], datasets)
@@ -150,15 +136,10 @@ def load_manifest(path: str | Path = MANIFEST) -> Manifest:
         for value in set(values):
             if values.count(value) > 1:
                 raise ManifestError(f"files: two models have the {field} {value!r}.")
-    names = {row.name for row in models}
-    for row in models:
-        if row.init is not None and row.init not in names:
-            raise ManifestError(f"files: {row.name} starts from {row.init}, which has no row.")
     return Manifest(
         repos=tuple(_typed(raw["repos"], list, "repos")),
         tokenizer=_typed(raw["tokenizer"], str, "tokenizer"),
         paper=raw["paper"],
-        optimizer=raw["training"]["optimizer"],
         models=tuple(models),
         datasets=datasets,
     )
@@ -227,7 +208,6 @@ def _expand_file(entry, where: str, raw: dict, datasets, results) -> list[ModelR
             _check_choice(key, tuple(datasets), f"{where}, dataset")
         if (member is not None) != entry["file"].endswith(".zip"):
             raise ManifestError(f"{where}: an archive, and only an archive, needs a member for each model.")
-        stages = _stages(task, setting, size, key, raw["training"], where)
         rows.append(
             ModelRow(
                 name=entry.get("name") or _model_name(task, setting, size, key and datasets[key]),
@@ -241,9 +221,7 @@ def _expand_file(entry, where: str, raw: dict, datasets, results) -> list[ModelR
                 dataset=key,
                 uncertain=uncertain,
                 results=_results_of(results.get((task, setting, size), []), setting, key and datasets[key]),
-                recipe=_recipe_name(task, setting, size, datasets[key]) if stages else None,
-                init=_init_name(task, setting, size) if stages else None,
-                stages=stages,
+                recipe=_recipe_name(task, setting, size, key and datasets[key]),
                 parameters=raw["parameters"][size].get("mrefm" if setting == "mrefm" else task),
             )
         )
@@ -258,16 +236,14 @@ def _model_name(task: str, setting: str, size: str, dataset: Dataset) -> str:
     return f"{task}-{size}-{dataset.id}"
 
 
-def _recipe_name(task: str, setting: str, size: str, dataset: Dataset) -> str:
+def _recipe_name(task: str, setting: str | None, size: str, dataset: Dataset | None) -> str | None:
+    """None where the release says nothing of the training."""
+    if setting in (None, "survey") or dataset is None:
+        return None
     if setting == "mrefm":
         return f"mrefm_{task}_{size}"
     ending = "" if dataset.parts else "_" + dataset.id.replace("-", "_")
     return f"{task}_{_SETTING_IN_RECIPE[setting]}_{size}{ending}"
-
-
-def _init_name(task: str, setting: str, size: str) -> str:
-    """Mixed models start from MRefM weights of their own task and size, all others from BEiT-3."""
-    return f"mrefm-{task}-{size}" if setting == "mixup" else f"beit3-{size}"
 
 
 def _results_of(scores: list[Result], setting: str | None, dataset: Dataset | None) -> tuple[Result, ...]:
@@ -277,26 +253,6 @@ def _results_of(scores: list[Result], setting: str | None, dataset: Dataset | No
     if setting == "mixup" and not dataset.parts:
         return ()  # the mixed table has the scores of the mixture alone
     return tuple(score for score in scores if score.dataset in wanted)
-
-
-def _stages(task: str, setting: str | None, size: str, dataset: str | None, training, where: str) -> tuple[Stage, ...]:
-    if task not in ("rec", "res") or setting == "survey":
-        return ()
-    fields = {"setting": setting, "size": size, "dataset": dataset}
-    numbers = "epochs learning_rate batch_size"
-    found = []
-    for number, row in enumerate(training["main_stages"], start=1):
-        _check_keys(row, f"training, main_stages, row {number}", required=numbers, optional=" ".join(fields))
-        if all(value in row[field] for field, value in fields.items() if field in row):
-            found.append(row)
-    if len(found) != 1:
-        raise ManifestError(f"{where}: {len(found)} rows of training.main_stages fit {fields}; it must be one.")
-    _check_keys(training["first_stage"], "training, first_stage", required=numbers)
-    last_name = "pre-training" if setting == "mrefm" else "fine-tuning"
-    return tuple(
-        Stage(name, row["epochs"], row["learning_rate"], row["batch_size"])
-        for name, row in (("warm-up", training["first_stage"]), (last_name, found[0]))
-    )
 
 
 def _check_keys(entry, where: str, required: str, optional: str = "") -> None:

@@ -9,14 +9,18 @@
 
 import argparse
 import fnmatch
+import functools
 import sys
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined  # comes with torch
 
+from oneref_hf.recipes import RecipeError, load_recipe, recipes_in
+
 
 HERE = Path(__file__).resolve().parent
+RECIPES = HERE.parent / "training" / "recipes"
 sys.path.insert(0, str(HERE.parent / "conversion"))
 from manifest import Dataset, Manifest, ManifestError, ModelRow, load_manifest  # noqa: E402
 
@@ -64,6 +68,7 @@ def render_card(
     data = _training_data(row, manifest)
     title = _title(row, data)
     metrics = list(dict.fromkeys(result.metric for result in row.results))
+    path, variant = _all_recipes()[row.recipe] if row.recipe else (None, None)
     return template.render(
         row=row,
         kind=row.kind,
@@ -77,7 +82,8 @@ def render_card(
         results=_result_lines(row, manifest, metrics),
         metric_names=[METRICS[metric][1] for metric in metrics],
         metric_definitions=" ".join(METRICS[metric][2] for metric in metrics),
-        optimizer=manifest.optimizer,
+        recipe=path and load_recipe(path, {"variant": variant} if variant else {}),
+        train_command=path and _train_command(row, path, variant),
         file_size=f"{row.approx_gb:g} GB" if row.approx_gb >= 1 else f"{1000 * row.approx_gb:.0f} MB",
         command=_command(row, model),
         sha256=sha256,
@@ -158,6 +164,17 @@ def _command(row: ModelRow, model: str) -> str:
     return f"python conversion/convert_oneref.py --name {row.name} --output {model}"
 
 
+@functools.cache
+def _all_recipes() -> dict[str, tuple[Path, str | None]]:
+    return recipes_in(RECIPES)
+
+
+def _train_command(row: ModelRow, path: Path, variant: str | None) -> str:
+    script = "pretrain_mrefm" if row.kind == "pretraining" else "finetune"
+    recipe = f"training/recipes/{path.name}" + (f" --variant {variant}" if variant else "")
+    return f"accelerate launch training/{script}.py {recipe} --data.images IMAGES"
+
+
 def _listing(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
@@ -177,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
             staged = args.output / f".{row.name}.md.partial"
             staged.write_text(render_card(row, manifest=manifest), encoding="utf-8")
             staged.replace(args.output / f"{row.name}.md")
-    except (ManifestError, OSError) as error:
+    except (ManifestError, RecipeError, OSError) as error:
         print(f"render: {error}", file=sys.stderr)
         return 1
     print(f"{len(rows)} cards in {args.output}")

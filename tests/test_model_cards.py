@@ -13,6 +13,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 from manifest import load_manifest
 
+from oneref_hf.recipes import load_recipe, recipes_in
+
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 ROWS = load_manifest().models
@@ -27,6 +29,11 @@ def load_render():
 
 
 render = load_render()
+
+
+def split_command(text: str) -> tuple[Path, list[str]]:
+    path, *arguments = text.split()
+    return CARDS.parent / path, arguments
 
 
 def usage_of(card: str) -> str:
@@ -83,7 +90,17 @@ def test_every_card_has_the_required_facts_and_no_leftover(row):
     for result in row.results:
         assert re.search(rf"^\| .* \| {result.split} \|.* {result.value:.2f} \|", text, flags=re.MULTILINE)
     if row.recipe:
-        assert f"`{row.recipe}`" in text and f"| {row.stages[1].epochs} |" in text and "AdamW" in text
+        path, variant = recipes_in(render.RECIPES)[row.recipe]
+        recipe = load_recipe(path, {"variant": variant} if variant else {})
+        assert f"`{row.recipe}`" in text and f"from `{recipe.model.init}` on" in text and "AdamW" in text
+        for stage in recipe.stages:
+            numbers = f"{stage.epochs} | {stage.learning_rate:g} | {stage.batch_size} |"
+            assert re.search(rf"^\| {stage.name} \| .* \| {re.escape(numbers)}$", text, flags=re.MULTILINE)
+        command = re.search(
+            r"^accelerate launch (training/\w+\.py) (training/recipes/.*) --data\.images", text, re.MULTILINE
+        )
+        assert load_recipe(*split_command(command[2])) == recipe
+        assert command[1].endswith("pretrain_mrefm.py" if recipe.task == "mrefm" else "finetune.py")
     if row.kind in ("grounding", "segmentation"):
         assert "not a probability" in text and "0.5 means no preference" in text and "exactly one" in text
         assert "in pixels of the original picture" in text
@@ -99,7 +116,8 @@ def test_a_card_of_one_released_model_says_what_it_should():
     ).text
     assert 'pipeline("referring-expression", model="me/mine")' in text
     assert "| RefCOCO | testA | 79.05 | 80.96 |" in text
-    assert "| fine-tuning | everything | 20 | 3e-05 | 192 |" in text
+    assert "| warm-up | heads, encoder frozen | `mask_focal`, `mask_dice` | 10 | 0.00025 | 512 |" in text
+    assert "| fine-tuning | everything | `mask_focal`, `mask_dice` | 20 | 3e-05 | 192 |" in text
     assert "`unc/best_checkpoint.pth` in `res_single_dataset_finetuning_base.zip` (about 6 GB)" in text
     assert "`ab12`" in text and "take that of the mask" in text
 
