@@ -88,6 +88,7 @@ class Options:
     max_shard_size: int = 5 * 10**9
     allow_unused: bool = False
     verify: bool = True
+    checksum: bool = False
     overwrite: bool = False
 
 
@@ -114,7 +115,7 @@ def convert(
     check_output(output, options.overwrite, lambda config: config.get("model_type") in ("oneref", "beit3"))
     with (
         complete_directory(output) as folder,
-        _checksum_meanwhile(source) as checksum,
+        _checksum_meanwhile(source, options.checksum) as checksum,
         open_checkpoint(source.path, source.member, scratch=folder) as checkpoint,
     ):
         label = source.path.name if source.member is None else f"{source.path.name}::{source.member}"
@@ -318,9 +319,12 @@ def write_card(folder: Path, title: str, report: dict, row: ModelRow | None = No
 
 
 @contextmanager
-def _checksum_meanwhile(source: Source) -> Iterator[Callable[[], str | None]]:
-    """Computes the source's SHA-256 beside the conversion; yields a function that waits for it."""
-    if source.checksum is not None:
+def _checksum_meanwhile(source: Source, wanted: bool) -> Iterator[Callable[[], str | None]]:
+    """The source's SHA-256: the one the Hub gave, or, if wanted, computed beside the conversion.
+
+    Yields a function that waits for it. Computing reads all of the file, two thirds of which the conversion skips.
+    """
+    if source.checksum is not None or not wanted:
         yield lambda: source.checksum
         return
     cancelled = threading.Event()
@@ -413,6 +417,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, metavar="N", help="interpolate the positions to N x N pixels")
     parser.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="default: 5GB")
     parser.add_argument("--allow-unused", action="store_true", help="drop source parameters that no table knows")
+    parser.add_argument(
+        "--checksum", action="store_true", help="report the SHA-256 of a local file, which means reading all of it"
+    )
     parser.add_argument("--no-verify", action="store_true", help="do not compare the result with the source")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
     options = parser.parse_args(arguments)
@@ -442,6 +449,7 @@ def _run(arguments: argparse.Namespace) -> bool:
         max_shard_size=arguments.max_shard_size,
         allow_unused=arguments.allow_unused,
         verify=not arguments.no_verify,
+        checksum=arguments.checksum,
         overwrite=arguments.overwrite,
     )
     tokenizer = None

@@ -164,7 +164,8 @@ def test_tokenizer_that_does_not_belong(tmp_path, original_checkpoint, fixtures_
 
 def test_report(tmp_path, original_checkpoint):
     path = original_checkpoint("res")
-    report = report_of(converted(path, tmp_path / "out"))
+    assert report_of(converted(path, tmp_path / "plain"))["source"]["sha256"] is None
+    report = report_of(converted(path, tmp_path / "out", "--checksum"))
     original = load_original(path)["model"]
     mapped = {source for sources in report["mapped"].values() for source in sources}
     assert mapped | set(report["dropped"]) == set(original)
@@ -409,7 +410,7 @@ def release(monkeypatch, original_checkpoint, fixtures_dir):
 
 def test_by_name(tmp_path, monkeypatch, release, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["--name", "res-base-refcoco"]) == 0
+    assert main(["--name", "res-base-refcoco", "--checksum"]) == 0
     report = report_of(tmp_path / "converted" / "res-base-refcoco")
     assert (report["task"], report["source"]["revision"]) == ("segmentation", "abc")
     assert (tmp_path / "converted" / "res-base-refcoco" / "tokenizer.json").exists()
