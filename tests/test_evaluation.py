@@ -181,7 +181,10 @@ def test_killed_and_continued_by_two_processes(uninterrupted, model_folders, dat
     assert not (output / "results.json").exists()
 
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    subprocess.run([*launcher, *arguments, "--split", "val", "test"], env=environment, check=True, capture_output=True)
+    continued = subprocess.run(
+        [*launcher, *arguments, "--split", "val", "test"], env=environment, capture_output=True, text=True
+    )
+    assert continued.returncode == 0, continued.stderr
     log = [line.split() for line in written.read_text().splitlines()]
     assert len(log) == len({name for _, name in log}) == 6 + 2  # nobody did a shard twice
     assert {rank for rank, _ in log[2:]} == {"0", "1"}
