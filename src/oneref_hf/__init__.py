@@ -21,6 +21,7 @@ _PUBLIC_NAMES = {
     "modeling_vqkd": ["VqkdModel"],
     "pipeline_oneref": ["ReferringExpressionPipeline"],
     "processing_oneref": ["OneRefProcessor"],
+    "trainer": ["MRefMTrainer", "OneRefTrainer"],
 }
 _MODULE_OF_NAME = {name: module for module, names in _PUBLIC_NAMES.items() for name in names}
 

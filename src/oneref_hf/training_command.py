@@ -1,0 +1,57 @@
+# Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
+"""The command line that the training scripts share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(name: str, description: str, tasks: Sequence[str], arguments: list[str] | None = None) -> int:
+    """Reads the recipe and runs it. Returns the exit status; what a person can mend is one sentence on stderr."""
+    parser = argparse.ArgumentParser(
+        prog=name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", help="a YAML file, see training/recipes/")
+    options, changes = parser.parse_known_args(arguments)
+
+    from .recipes import RecipeError, load_recipe
+
+    try:
+        recipe = load_recipe(options.recipe, changes)
+        if recipe.task not in tasks:
+            raise RecipeError(f"{options.recipe} is a recipe for task {recipe.task}, not for this script.")
+    except RecipeError as error:
+        return _complain(name, error)
+
+    from .data.sources import DatasetError
+    from .data.training import UnusableSample
+    from .trainer import TrainingStopped
+    from .training_run import STOPPED_BY_SIGTERM, RunStopped, run_recipe
+
+    try:
+        finished = run_recipe(recipe)
+    except RunStopped as stop:
+        _complain(name, stop)
+        return STOPPED_BY_SIGTERM
+    except (RecipeError, DatasetError, UnusableSample, TrainingStopped, ImportError, OSError) as error:
+        return _complain(name, error)
+    if _is_main():
+        print(f"finished: {finished}")
+    return 0
+
+
+def _complain(name: str, error: Exception) -> int:
+    if _is_main() or os.environ.get("LOCAL_RANK") is None:
+        # What comes from a worker process brings that process's traceback; its last line is the sentence.
+        sentence = (
+            str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+        )
+        print(f"{name}: {sentence}", file=sys.stderr)
+    return 1
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"

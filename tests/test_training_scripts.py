@@ -1,0 +1,298 @@
+# Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
+"""The commands of training/: smoke runs, launches over processes and machines, and what they say about mistakes."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import trainer_world as world
+from PIL import Image
+
+from oneref_hf import OneRefForGrounding, OneRefForPreTraining, OneRefForSegmentation, OneRefModel, OneRefProcessor
+from oneref_hf.data.loading import load_referring_dataset
+from oneref_hf.data.pseudo_labels import Detection, pseudo_phrases, without_duplicates
+from oneref_hf.data.semantic_relation import semantic_relation_labels
+from oneref_hf.training_command import main
+from oneref_hf.training_run import resize_positions
+
+
+TRAINING = Path(__file__).parents[1] / "training"
+
+
+def script(name):
+    """Loaded by its path: as a folder of modules, training/ would hide the library `evaluate`."""
+    spec = importlib.util.spec_from_file_location(name, TRAINING / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+label_semantic_relation, make_pseudo_labels = script("label_semantic_relation"), script("make_pseudo_labels")
+RECIPES, CONFIGS = TRAINING / "recipes", TRAINING / "accelerate"
+TASKS = {"finetune": ("rec", "res", "rec+res"), "pretrain_mrefm": ("mrefm",)}
+REC = ("rec_single_base.yaml", "--variant", "refcoco")
+RES = ("res_single_base.yaml", "--variant", "refcoco")
+MREFM = ("mrefm_rec_base.yaml",)
+
+
+def command(name, recipe, folder, *more):
+    file, *variant = recipe
+    return [str(RECIPES / file), *variant, "--smoke", "--output_dir", str(folder), *more]
+
+
+def run(name, recipe, folder, *more):
+    return main(name, "", TASKS[name], command(name, recipe, folder, *more))
+
+
+@pytest.mark.parametrize(
+    "name, recipe, model_class, score",
+    [
+        ("finetune", REC, OneRefForGrounding, "accuracy@0.5"),
+        ("finetune", RES, OneRefForSegmentation, "miou"),
+        ("pretrain_mrefm", MREFM, OneRefForPreTraining, None),
+    ],
+)
+def test_a_smoke_run_gives_a_model_and_its_scores(name, recipe, model_class, score, tmp_path, capsys):
+    assert run(name, recipe, tmp_path) == 0
+    finished = Path(capsys.readouterr().out.splitlines()[-1].removeprefix("finished: "))
+    model, processor = model_class.from_pretrained(finished), OneRefProcessor.from_pretrained(finished)
+    assert model.config.drop_path_rate == 0 and model.config.loss_weights["box_l1"] == 1
+    with torch.no_grad():
+        boxes = model.eval()(**processor(Image.new("RGB", (80, 60)), "the red box")).pred_boxes
+    assert boxes.isfinite().all()
+    for stage in ("warm-up", "fine-tuning" if name == "finetune" else "pre-training"):
+        assert json.loads((tmp_path / stage / "checkpoint-2" / "trainer_state.json").read_text())["global_step"] == 2
+    if score:
+        scores = json.loads((tmp_path / "results.json").read_text())["synthetic"]["val"]
+        assert scores["samples"] == 10 and 0 <= scores[score] <= 1
+
+    before = (finished / "model.safetensors").stat().st_mtime_ns
+    assert run(name, recipe, tmp_path) == 0  # nothing is left to do
+    assert (finished / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_first_stage_freezes_the_encoder_and_the_second_starts_from_it(tmp_path):
+    assert run("finetune", REC, tmp_path, "--stages.fine-tuning.learning_rate", "1e-12") == 0
+    first, second = (
+        OneRefForGrounding.from_pretrained(tmp_path / stage / "finished").state_dict()
+        for stage in ("warm-up", "fine-tuning")
+    )
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (("--seed", "7"), "holds a run of another recipe"),
+        (("--stages.warm-up.epoch", "7"), "unknown key 'stages.warm-up.epoch'"),
+        (("--model.init", "/nowhere/at/all"), "'/nowhere/at/all' cannot be loaded"),
+        (("--data.dataset", "nowhere.jsonl"), "There is no file or directory 'nowhere.jsonl'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(change, sentence, tmp_path, capsys):
+    if "--seed" in change:
+        (tmp_path / "recipe.yaml").write_text("name: other\n")
+    assert run("finetune", REC, tmp_path, *change) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("finetune: ") and sentence in error
+
+
+def test_a_script_refuses_the_recipes_of_the_other(tmp_path, capsys):
+    assert run("finetune", MREFM, tmp_path) == 1
+    assert "is a recipe for task mrefm, not for this script" in capsys.readouterr().err
+
+
+# Processes ----------------------------------------------------------------------------------------------------------
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+
+
+def free_port() -> str:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return str(opened.getsockname()[1])
+
+
+def first_losses(folder, stage="warm-up"):
+    state = json.loads((folder / stage / "checkpoint-2" / "trainer_state.json").read_text())
+    return [row["loss"] for row in state["log_history"] if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run by one process without drop path, which is drawn per process."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert run("pretrain_mrefm", MREFM, folder, "--stages.all.drop_path_rate", "0.0") == 0
+    return folder
+
+
+def launched(tmp_path, arguments_per_launch):
+    program = str(TRAINING / "pretrain_mrefm.py")
+    arguments = command("pretrain_mrefm", MREFM, tmp_path, "--stages.all.drop_path_rate", "0.0")
+    launches = [
+        subprocess.Popen(
+            [*LAUNCH, *launch, program, *arguments],
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for launch in arguments_per_launch
+    ]
+    for launch in launches:
+        _, error = launch.communicate(timeout=240)
+        assert launch.returncode == 0, error[-3000:]
+
+
+def test_two_machines_train_as_one_process_does(tmp_path, alone):
+    config = ["--config_file", str(CONFIGS / "multi_node.yaml"), "--num_machines", "2", "--num_processes", "2"]
+    address = ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
+    launched(tmp_path, [[*config, *address, "--machine_rank", str(rank)] for rank in (0, 1)])
+    for stage in ("warm-up", "pre-training"):
+        assert first_losses(tmp_path, stage) == pytest.approx(first_losses(alone, stage), abs=1e-5)
+
+
+def test_fsdp2_on_two_processes_saves_what_one_process_loads(tmp_path, alone):
+    config = tmp_path / "fsdp2.yaml"
+    config.write_text((CONFIGS / "fsdp2.yaml").read_text() + "use_cpu: true\n")
+    options = ["--config_file", str(config), "--num_processes", "2", "--main_process_port", free_port()]
+    launched(tmp_path / "run", [options])
+    for stage in ("warm-up", "pre-training"):
+        assert first_losses(tmp_path / "run", stage) == pytest.approx(first_losses(alone, stage), abs=1e-5)
+        sharded, whole = (
+            OneRefForPreTraining.from_pretrained(folder / stage / "finished").state_dict()
+            for folder in (tmp_path / "run", alone)
+        )
+        for name, value in whole.items():
+            torch.testing.assert_close(sharded[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_sigterm_ends_with_a_checkpoint_and_the_same_command_continues(tmp_path):
+    arguments = command("finetune", REC, tmp_path, "--stages.all.max_steps", "40", "--stages.all.epochs", "8")
+    process = subprocess.Popen(
+        [sys.executable, str(TRAINING / "finetune.py"), *arguments],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "warm-up").glob("checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 143, error[-2000:]
+    assert "the same command continues" in error.strip().splitlines()[-1]
+    assert not (tmp_path / "fine-tuning" / "finished").exists()
+    assert main("finetune", "", TASKS["finetune"], arguments) == 0
+    state = json.loads((tmp_path / "fine-tuning" / "checkpoint-40" / "trainer_state.json").read_text())
+    assert state["global_step"] == 40
+
+
+# Model --------------------------------------------------------------------------------------------------------------
+def test_another_canvas_interpolates_the_positions():
+    model = world.model("rec").eval()
+    larger = resize_positions(world.model("rec").eval(), 96)
+    assert larger.config.image_size == 96
+    inputs = {"pixel_values": torch.rand(1, 3, 96, 96), "input_ids": torch.tensor([[0, 7, 2]])}
+    with torch.no_grad():
+        expected = model(**inputs, interpolate_pos_encoding=True).pred_boxes
+        torch.testing.assert_close(larger(**inputs).pred_boxes, expected)
+
+
+# Labels -------------------------------------------------------------------------------------------------------------
+class KnownEmbeddings(OneRefModel):
+    """Patches point along axis 0 inside the left half, axis 1 elsewhere; tokens as given."""
+
+    def __init__(self, tokens):
+        torch.nn.Module.__init__(self)
+        self.config, self.tokens = world.model("rec").config, tokens
+
+    def forward(self, **inputs):
+        patches = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]).repeat(4, 1)[None]
+        return type("Output", (), {"patch_embeds": patches, "token_embeds": self.tokens})
+
+
+def test_semantic_relation_is_the_similarity_with_the_region_within_the_phrase():
+    angles = torch.tensor([0.0, 0.0, 90.0, 60.0, 10.0, 0.0, 0.0, 0.0])
+    tokens = torch.stack([angles.deg2rad().cos(), angles.deg2rad().sin()], dim=-1)[None]
+    inputs = {
+        "pixel_values": torch.zeros(1, 3, 64, 64),
+        "input_ids": torch.zeros(1, 8, dtype=torch.int64),
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0]]),  # BOS, three pieces, EOS
+        "box_labels": torch.tensor([[0.25, 0.5, 0.5, 1.0]]),  # the left half
+    }
+    labels = semantic_relation_labels(KnownEmbeddings(tokens), inputs)
+    torch.testing.assert_close(labels, torch.tensor([[1.0, 0.0, 0.5, 0.0, 0.0, 0.0]]))
+
+
+def test_labels_become_a_column_that_training_reads(tmp_path, capsys):
+    finished = tmp_path / "model"
+    net = world.model("rec")
+    net.save_pretrained(finished)
+    world.processor().save_pretrained(finished)
+    data = tmp_path / "data"
+    data.mkdir()
+    picture = world.FIXTURES / "coffee_210x140.png"
+    shutil.copy(picture, data)
+    rows = [{"image": picture.name, "phrase": "the cup", "box": [10, 10, 90, 90]} for _ in range(3)]
+    (data / "broken.png").write_bytes(b"nothing")
+    rows.append({"image": "broken.png", "phrase": "the cup", "box": [10, 10, 90, 90]})
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "labelled"
+    arguments = ["--model", str(finished), "--dataset", str(data), "--output", str(output), "--device", "cpu"]
+    assert label_semantic_relation.main(arguments) == 0
+    assert "it is left out" in capsys.readouterr().err
+    labelled = load_referring_dataset(output, "train")
+    assert len(labelled) == 3 and labelled[0]["box"] == [10, 10, 90, 90]
+    values = torch.tensor(labelled[0]["semantic_relation_labels"])
+    assert values.shape == (62,) and values.max() == 1 and values.min() == 0
+    assert label_semantic_relation.main(arguments) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_phrases_mean_one_detection():
+    left, right = Detection("cup", 0.9, (0, 10, 20, 30)), Detection("cup", 0.8, (70, 12, 95, 32))
+    twin = Detection("cup", 0.7, (1, 10, 21, 31))
+    dog = Detection("dog", 0.6, (30, 50, 60, 90))
+    kept = without_duplicates([twin, left, right, dog])
+    assert kept == [left, right, dog]
+    phrases = dict(pseudo_phrases(kept, (100, 100)))
+    assert phrases == {
+        "the cup on the left": left,
+        "the cup on the right": right,
+        "the smallest cup": left,
+        "the biggest cup": right,
+        "the dog": dog,
+    }
+    assert pseudo_phrases([left, twin], (100, 100)) == []
+
+
+def test_pseudo_labels_load_as_a_split(tmp_path, capsys, monkeypatch):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (100, 80)).save(pictures / "a.png")
+    (pictures / "b.jpg").write_bytes(b"nothing")
+    box = {"xmin": 10, "ymin": 20, "xmax": 60, "ymax": 70}
+    found = [{"label": "cup", "score": 0.9, "box": box}, {"label": "dog", "score": 0.1, "box": box}]
+    monkeypatch.setattr(make_pseudo_labels, "_detector", lambda options: lambda picture, classes: found)
+    output = tmp_path / "data"
+    arguments = ["--images", str(pictures), "--detector", "any", "--classes", "cup", "dog", "--output", str(output)]
+    assert make_pseudo_labels.main(arguments) == 0
+    captured = capsys.readouterr()
+    assert "b.jpg" in captured.err and "1 phrases" in captured.out
+    (record,) = load_referring_dataset(output, "train_pseudo")
+    assert record["phrase"] == "the cup" and record["box"] == [10, 20, 60, 70]
+    assert record["image"].size == (100, 80)
+    assert make_pseudo_labels.main([*arguments[:-1], str(tmp_path / "none"), "--threshold", "0.95"]) == 1
+    assert capsys.readouterr().err.strip().endswith("lower --threshold.") and not list((tmp_path / "none").iterdir())
