@@ -17,11 +17,10 @@ from PIL import Image, ImageOps
 from torch.utils.data import Dataset, IterableDataset, Sampler
 from transformers.utils import logging
 
-from ..prediction import undecoded
 from .augmentation import TrainingTransform
 from .masking import blockwise_image_mask, dynamic_image_mask, random_image_mask, visual_relation_labels
 from .rasterize import box_to_mask
-from .records import open_image, target_mask
+from .records import open_image, target_mask, undecoded
 from .text_masking import ReferringTextMasker, load_parser, parse_words
 
 
