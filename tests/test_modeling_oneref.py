@@ -132,6 +132,7 @@ def test_losses_and_gradients_equal_the_original(
     assert found == pytest.approx(facts["losses"], rel=1e-3)
     assert outputs.loss.item() == pytest.approx(facts["total"], rel=1e-3)
     torch.testing.assert_close(outputs.loss, sum(outputs.loss_dict.values()))
+    torch.testing.assert_close(outputs.pred_boxes, golden[f"{step}.pred_boxes_cxcywh"], **OUTPUT_TOLERANCE)
 
     outputs.loss.backward()
     task = next(name for name, task in TASKS.items() if task.model_class == type(model).__name__)

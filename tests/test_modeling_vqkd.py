@@ -192,3 +192,27 @@ def test_images_in_bytes_are_refused(model):
 def test_sizes_that_do_not_fit_are_refused(sizes):
     with pytest.raises(StrictDataclassError, match=next(iter(sizes))):
         VqkdConfig(**sizes)
+
+
+def test_the_original_decoder_is_this_encoder_on_codes(original_checkpoint, converted, golden):
+    """Loaded into the same modules, the decoder's weights rebuild the teacher's features from the codes.
+
+    The tokenizer needs no decoder; this checks the blocks on weights and shapes of another kind (patches of one cell).
+    """
+    source = load_original(original_checkpoint("vqkd"))["model"]
+    weights = {
+        name.replace("decoder.", "encoder.").replace("decode_task_layer.", "encode_task_layer."): tensor
+        for name, tensor in source.items()
+        if name.startswith(("decoder.", "decode_task_layer."))
+    }
+    weights["quantize.embedding.weight"] = torch.zeros(1, weights["encode_task_layer.2.bias"].shape[0])  # unused
+    decoder = VqkdModel(config_from_tensors(weights)).eval()
+    decoder.load_state_dict(convert_tensors(weights))
+
+    codes = golden["vqkd.native.codes"]
+    cells = (
+        converted.codebook.weight.detach()[codes].transpose(1, 2).unflatten(-1, (4, 4))
+    )  # (batch, codebook_dim, 4, 4)
+    with torch.no_grad():
+        decoded = decoder((cells + 1) / 2).features  # which the model stretches back
+    torch.testing.assert_close(decoded, golden["vqkd.native.decoded"], atol=TOLERANCE, rtol=0)
