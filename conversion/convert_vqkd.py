@@ -78,9 +78,6 @@ def convert(
     check_tensors(tensors, model.state_dict(), [] if allow_unused else unknown)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
 
-    # The directory carries its own code, so that it also loads with trust_remote_code where oneref_hf is missing.
-    VqkdConfig.register_for_auto_class()
-    VqkdModel.register_for_auto_class("AutoModel")
     with complete_directory(output) as directory:
         model.save_pretrained(directory)
         card = CARD.format(
