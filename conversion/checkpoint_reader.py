@@ -10,25 +10,28 @@ A file by `torch.save` is a pickle that describes tensors plus the bytes of each
 `safe_pickle`, which yields descriptions (`TensorRef`); the bytes of a storage are read when asked for, so optimizer
 state, two thirds of a training checkpoint, never enters memory. Both container formats are known (the zip of PyTorch
 1.6 and later, and the one before), on their own or as a member of a zip archive: `open_checkpoint(path, member)`.
-A stored member is read in place, a deflated one inflated to a temporary file that no crash can leave behind.
+A stored member is read in place. A deflated one is inflated from the front, as far as the last weight asked for, and
+the weights on the way are put in a temporary file that no crash can leave behind.
 """
 
 import io
 import logging
 import math
+import re
 import shutil
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from safe_pickle import BrokenPickleError, Global, Namespace, UnsafePickleError, read_pickle
+from zip_stream import Entry, InflatingStream, NotStreamable
 
 
 logger = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 MAX_PICKLE_BYTES = 64 << 20  # the pickle of the largest released checkpoint has less than 1 MB
 _BLOCK = 1 << 18  # bytes of a weight in memory at a time: they stay in the processor's cache
+_MAX_STREAMED_PICKLE = 16 << 20  # its end is searched for
 _MAX_READ = 32 << 20  # no table of contents of an honest archive is larger
 
 # Where the weights lie in the dictionary of a checkpoint, in the order in which the original's loader looks.
@@ -254,18 +258,21 @@ class TorchFile:
     Containers in `root` are plain; see `safe_pickle.loads` for what other types may occur.
     """
 
-    def __init__(self, window: _Window, label: str, max_pickle_bytes: int = MAX_PICKLE_BYTES):
+    def __init__(self, storages: "_Storages", label: str, max_pickle_bytes: int):
         self.label = label
+        self._storages = storages
         self._sound: set[str] = set()  # storages whose checksum was found right
         with _naming(label):
-            head = window.read_at(0, 512)
-            if head.startswith(b"PK"):
-                self._storages = _ZipStorages(window)
-            elif head.startswith(_LEGACY_MAGIC):
-                self._storages = _LegacyStorages(window)
-            else:
-                raise CheckpointError(f"{label} is {_wrong_kind(head)}.")
-            self.root = self._storages.load_root(max_pickle_bytes)
+            self.root = storages.load_root(max_pickle_bytes)
+
+    def keep_only(self, refs: Iterable[TensorRef]) -> None:
+        """Says that no other tensors will be asked for, so that no effort goes into them."""
+        with _naming(self.label):
+            self._storages.keep_only([ref.storage for ref in refs])
+
+    def at_hand(self, ref: TensorRef) -> bool:
+        """Whether reading a tensor takes no unpacking of what else may lie before it."""
+        return self._storages.at_hand(ref.storage)
 
     def read(self, ref: TensorRef) -> torch.Tensor:
         """The values of a tensor, contiguous, on the CPU. Raises `CheckpointError` where the file is damaged."""
@@ -288,21 +295,66 @@ class TorchFile:
         # The buffer is PyTorch's own, so that values of every type can be seen in it.
         buffer = torch.empty(min(size, _BLOCK), dtype=torch.uint8)
         view, checksum = memoryview(buffer.numpy()), 0
-        unchecked = size == ref.storage.nbytes and ref.storage.key not in self._sound
         with _naming(self.label), self._storages.open(ref.storage, skip) as stream:
+            whole = size == ref.storage.nbytes and ref.storage.key not in self._sound
+            expected = self._storages.checksum(ref.storage) if whole else None
             for start in range(0, size, _BLOCK):
                 piece = view[: min(_BLOCK, size - start)]
                 _fill(stream, piece)
-                if unchecked:
+                if expected is not None:
                     checksum = zlib.crc32(piece, checksum)
                 yield buffer[: len(piece)].view(ref.dtype)
-            if unchecked and checksum != self._storages.checksum(ref.storage, checksum):
+            if expected not in (None, checksum):
                 raise CheckpointError(f"the checksum of storage {ref.storage.key[:20]!r} is wrong; download it again")
-        if unchecked:
+        if expected is not None:
             self._sound.add(ref.storage.key)
 
 
-class _ZipStorages:
+class _Storages:
+    """A container format: where the pickle and the storages lie."""
+
+    def load_root(self, max_pickle_bytes: int) -> Any:
+        """The saved object; called once, first."""
+        raise NotImplementedError
+
+    def open(self, storage: StorageRef, skip: int) -> BinaryIO:
+        """The storage's bytes after the first `skip`."""
+        raise NotImplementedError
+
+    def checksum(self, storage: StorageRef) -> int | None:
+        """The CRC-32 that all bytes of an opened storage should have; `None` where there is nothing left to check."""
+        return None
+
+    def keep_only(self, storages: list[StorageRef]) -> None:
+        """Says that no others will be opened."""
+
+    def at_hand(self, storage: StorageRef) -> bool:
+        """Whether opening takes no effort."""
+        return True
+
+
+def _storages_in(window: _Window, label: str) -> _Storages:
+    """The container format of a file, by its first bytes."""
+    head = window.read_at(0, 512)
+    if head.startswith(b"PK"):
+        return _ZipStorages(window)
+    if head.startswith(_LEGACY_MAGIC):
+        return _LegacyStorages(window)
+    raise CheckpointError(f"{label} is {_wrong_kind(head)}.")
+
+
+def _check_version(version: bytes) -> None:
+    version = version.strip()
+    if not version.isdigit() or not 1 <= int(version) <= 10:
+        raise CheckpointError(f"its format version is {version[:20]!r}, and versions 1 to 10 are known")
+
+
+def _check_byte_order(order: bytes) -> None:
+    if order.strip() != b"little":
+        raise CheckpointError("it was written on a big-endian machine; save it again on a little-endian one")
+
+
+class _ZipStorages(_Storages):
     """The format since PyTorch 1.6: a zip with `data.pkl` and one entry per storage."""
 
     def __init__(self, window: _Window):
@@ -314,11 +366,8 @@ class _ZipStorages:
         self._folder = pickles[0].removesuffix("data.pkl")
         if self._folder + "constants.pkl" in self._archive.NameToInfo:
             raise CheckpointError("it is a TorchScript program, not a checkpoint")
-        version = self._small("version", b"3").strip()
-        if not version.isdigit() or not 1 <= int(version) <= 10:
-            raise CheckpointError(f"its format version is {version[:20]!r}, and versions 1 to 10 are known")
-        if self._small("byteorder", b"little").strip() != b"little":
-            raise CheckpointError("it was written on a big-endian machine; save it again on a little-endian one")
+        _check_version(self._small("version", b"3"))
+        _check_byte_order(self._small("byteorder", b"little"))
 
     def _small(self, name: str, default: bytes) -> bytes:
         info = self._archive.NameToInfo.get(self._folder + name)
@@ -339,28 +388,30 @@ class _ZipStorages:
 
     def _storage_of(self, pid) -> StorageRef:
         storage = _parse_storage(pid)
+        self._info(storage)
+        return storage
+
+    def _info(self, storage: StorageRef) -> zipfile.ZipInfo:
         info = self._archive.NameToInfo.get(f"{self._folder}data/{storage.key}")
         if info is None or info.file_size != storage.nbytes:
             found = "is missing" if info is None else f"has {info.file_size:,} bytes instead of {storage.nbytes:,}"
             raise BrokenPickleError(f"storage {storage.key[:20]!r} {found}")
         _check_compression(info)
-        return storage
+        return info
 
     def open(self, storage: StorageRef, skip: int) -> BinaryIO:
-        """The storage's bytes after the first `skip`."""
-        info = self._archive.getinfo(f"{self._folder}data/{storage.key}")
+        info = self._info(storage)
         if info.compress_type == zipfile.ZIP_STORED:  # without zipfile in between, which copies several times
             return self._window.part(_data_start(self._window, info) + skip, info.file_size - skip)
         stream = self._archive.open(info)
         stream.seek(skip)
         return stream
 
-    def checksum(self, storage: StorageRef, computed: int) -> int:
-        """The CRC-32 that all bytes of the storage should have."""
-        return self._archive.getinfo(f"{self._folder}data/{storage.key}").CRC
+    def checksum(self, storage: StorageRef) -> int:
+        return self._info(storage).CRC
 
 
-class _LegacyStorages:
+class _LegacyStorages(_Storages):
     """The format before PyTorch 1.6: five pickles in a row, then the storages, each after its length."""
 
     def __init__(self, window: _Window):
@@ -400,8 +451,120 @@ class _LegacyStorages:
     def open(self, storage: StorageRef, skip: int) -> BinaryIO:
         return self._window.part(self._starts[storage.key] + skip, storage.nbytes - skip)
 
-    def checksum(self, storage: StorageRef, computed: int) -> int:
-        return computed  # the format has none
+
+class _InflatedStorages(_Storages):
+    """The zip format inside a deflated member of another archive: inflated from the front, as far as is asked for.
+
+    The storages on the way go to a temporary file. An archive with another layout than `torch.save` gives it, or with
+    anything wrong in it, is unpacked whole, so that what can be read and what is said of the rest depend on its table
+    of contents alone. What lies behind the last storage asked for, often the format's version, is not looked at.
+
+    Args:
+        archive, info: the other archive, and the member in it.
+        label: of the member, for messages.
+        scratch: folder for temporary files.
+        stack: closes them, and thereby deletes them.
+    """
+
+    def __init__(self, archive: _Window, info: zipfile.ZipInfo, label: str, scratch: Path, stack: ExitStack):
+        self._archive, self._info, self._label, self._scratch, self._stack = archive, info, label, scratch, stack
+        self._passed = self._temporary_file()
+        self._starts: dict[str, int] = {}  # of the storages in it
+        self._coming: dict[str, StorageRef] = {}  # storages that were described and have not been passed
+        self._kept: set[str] | None = None
+        self._folder, self._others = "", 0
+        self._unpacked: _Storages | None = None
+        compressed = archive.part(_data_start(archive, info), info.compress_size)
+        self._stream = stack.enter_context(closing(InflatingStream(compressed)))
+
+    def load_root(self, max_pickle_bytes: int) -> Any:
+        try:
+            entry = self._stream.next_entry()
+            if entry is None or not re.fullmatch(r"[^/]+/data\.pkl", entry.name):
+                raise NotStreamable("it does not begin with its pickle")
+            self._folder = entry.name.removesuffix("data.pkl")
+            data = self._stream.read(entry, min(max_pickle_bytes, _MAX_STREAMED_PICKLE))
+            root, _end = read_pickle(data, persistent_load=self._storage_of, extra_globals=_TORCH_GLOBALS)
+            if sum(storage.nbytes for storage in self._coming.values()) > self._info.file_size:
+                raise NotStreamable("its storages do not fit into it")
+            return root
+        except (NotStreamable, UnsafePickleError):
+            return self._unpack(max_pickle_bytes)
+
+    def _storage_of(self, pid) -> StorageRef:
+        storage = _parse_storage(pid)
+        if self._coming.setdefault(storage.key, storage).nbytes != storage.nbytes:
+            raise NotStreamable("a storage has two sizes")
+        return storage
+
+    def _unpack(self, max_pickle_bytes: int = MAX_PICKLE_BYTES) -> Any:
+        """Goes on with all of the member in a file; returns its root."""
+        self._stream.close()
+        self._check_room(self._info.file_size)
+        gigabytes = self._info.file_size / 1e9
+        logger.info("Unpacking %s (%.1f GB) to a temporary file in %s", self._label, gigabytes, self._scratch)
+        file = self._temporary_file()
+        # Stops at the announced size and checks the checksum.
+        with zipfile.ZipFile(self._archive) as table, table.open(self._info) as contents:
+            shutil.copyfileobj(contents, file, 1 << 20)
+        self._unpacked = _storages_in(_Window(file, 0, file.tell()), self._label)
+        return self._unpacked.load_root(max_pickle_bytes)
+
+    def _temporary_file(self) -> BinaryIO:
+        return self._stack.enter_context(tempfile.TemporaryFile(dir=self._scratch))
+
+    def _check_room(self, size: int) -> None:
+        free = shutil.disk_usage(self._scratch).free
+        if size > free:
+            raise CheckpointError(f"unpacking takes {size:,} bytes, and '{self._scratch}' has room for {free:,}")
+
+    def keep_only(self, storages: list[StorageRef]) -> None:
+        sizes = {storage.key: storage.nbytes for storage in storages}
+        if self._unpacked is None:
+            self._check_room(sum(sizes.values()))
+        self._kept = set(sizes)
+
+    def at_hand(self, storage: StorageRef) -> bool:
+        return self._unpacked is not None or storage.key in self._starts
+
+    def open(self, storage: StorageRef, skip: int) -> BinaryIO:
+        try:
+            while not self.at_hand(storage):
+                self._pass_entry()
+        except (NotStreamable, CheckpointError):
+            self._unpack()
+        if self._unpacked is not None:
+            return self._unpacked.open(storage, skip)
+        return _Window(self._passed, self._starts[storage.key] + skip, storage.nbytes - skip)
+
+    def _pass_entry(self) -> None:
+        entry = self._stream.next_entry()
+        if entry is None:
+            raise NotStreamable("a storage is missing")
+        name = entry.name.removeprefix(self._folder)
+        storage = self._coming.pop(name.removeprefix("data/"), None) if name.startswith("data/") else None
+        if storage is None:
+            self._pass_other(name, entry)
+        elif self._kept is None or storage.key in self._kept:
+            start = self._passed.seek(0, io.SEEK_END)
+            self._stream.copy(entry, storage.nbytes, self._passed.write)
+            self._starts[storage.key] = start
+        else:
+            self._stream.skip(entry, storage.nbytes)
+
+    def _pass_other(self, name: str, entry: Entry) -> None:
+        """The few small entries that are no storages, of which there is no endless number."""
+        self._others += 1
+        contents = self._stream.read(entry, 1 << 10)
+        if self._others > 20 or name == "constants.pkl":
+            raise NotStreamable("it holds more than torch.save writes")
+        if name == "version":
+            _check_version(contents)
+        if name == "byteorder":
+            _check_byte_order(contents)
+
+    def checksum(self, storage: StorageRef) -> int | None:
+        return None if self._unpacked is None else self._unpacked.checksum(storage)
 
 
 def _parse_storage(pid) -> StorageRef:
@@ -470,21 +633,14 @@ def _choose_member(path: Path, member: str | None) -> str | None:
     return member or members[0]
 
 
-def _open_member(whole: _Window, member: str, scratch: Path, stack: ExitStack) -> _Window:
-    """The bytes of a member, in place or unpacked to a temporary file that `stack` closes and thereby deletes."""
-    with zipfile.ZipFile(whole) as archive:
-        info = archive.getinfo(member)
-        _check_compression(info)
-        if info.compress_type == zipfile.ZIP_STORED:
-            return whole.part(_data_start(whole, info), info.file_size)
-        free = shutil.disk_usage(scratch).free
-        if info.file_size > free:
-            raise CheckpointError(f"unpacking takes {info.file_size:,} bytes, and '{scratch}' has room for {free:,}")
-        logger.info("Unpacking %s (%.1f GB) to a temporary file in %s", member, info.file_size / 1e9, scratch)
-        file = stack.enter_context(tempfile.TemporaryFile(dir=scratch, buffering=0))  # noqa: SIM115
-        with archive.open(info) as stream:  # stops at the announced size and checks the checksum
-            shutil.copyfileobj(stream, file, 1 << 20)
-        return _Window(file, 0, file.tell())
+def _open_member(archive: _Window, member: str, label: str, scratch: Path, stack: ExitStack) -> _Storages:
+    """A member, in place or inflated to temporary files that `stack` closes and thereby deletes."""
+    with zipfile.ZipFile(archive) as table:
+        info = table.getinfo(member)
+    _check_compression(info)
+    if info.compress_type == zipfile.ZIP_DEFLATED:
+        return _InflatedStorages(archive, info, label, scratch, stack)
+    return _storages_in(archive.part(_data_start(archive, info), info.file_size), label)
 
 
 @contextmanager
@@ -517,9 +673,11 @@ def open_torch_file(
         with _naming(label):
             file = stack.enter_context(open(path, "rb", buffering=0))
             window = _Window(file, 0, file.seek(0, io.SEEK_END))
-            if member is not None:
-                window = _open_member(window, member, scratch or path.parent, stack)
-        yield TorchFile(window, label, max_pickle_bytes)
+            if member is None:
+                storages = _storages_in(window, label)
+            else:
+                storages = _open_member(window, member, label, scratch or path.parent, stack)
+        yield TorchFile(storages, label, max_pickle_bytes)
 
 
 # Checkpoints ------------------------------------------------------------------------------------------------------
@@ -528,7 +686,6 @@ class Checkpoint:
 
     Attributes:
         tensors: weights by name, not yet read. The prefix `module.` of distributed training is taken off.
-        facts: `epoch`, `val_accu` and `args`, as far as they are plain values.
     """
 
     def __init__(self, file: TorchFile):
@@ -550,7 +707,17 @@ class Checkpoint:
         if all(name.startswith("module.") for name in weights):
             weights = {name.removeprefix("module."): ref for name, ref in weights.items()}
         self.tensors: dict[str, TensorRef] = dict(weights)
-        self.facts = _facts(root, file) if weights is not root else {}
+        self._beside = root if weights is not root else {}
+        values = [self._beside.get(name) for name in ("epoch", "val_accu")]
+        file.keep_only([*weights.values(), *(value for value in values if isinstance(value, TensorRef))])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """`epoch`, `val_accu` and `args`, as far as they are plain values.
+
+        One that was saved as a tensor is left out while it lies further in a deflated archive than the weights read.
+        """
+        return _facts(self._beside, self._file)
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor of that name, contiguous, on the CPU."""
@@ -565,7 +732,7 @@ def _facts(root: dict, file: TorchFile) -> dict[str, Any]:
     arguments = root.get("args")
     facts = {"epoch": root.get("epoch"), "val_accu": root.get("val_accu")}
     for name, value in facts.items():
-        if isinstance(value, TensorRef) and value.numel == 1:
+        if isinstance(value, TensorRef) and value.numel == 1 and file.at_hand(value):
             facts[name] = file.read(value).item()
     if isinstance(arguments, Namespace):
         facts["args"] = {name: value for name, value in vars(arguments).items() if _is_plain(value)}

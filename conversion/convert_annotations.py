@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from annotation_directory import AnnotationDirectory, provenance_of, shards_of, split_of
 from annotations import (
@@ -215,14 +216,17 @@ def _refer_splits(args: argparse.Namespace, dataset: Dataset) -> Iterable[Split]
 
 
 def build_mixture(args: argparse.Namespace, manifest: Manifest) -> None:
-    """Concatenates the training splits of converted datasets in the order of the manifest, then shuffles if asked."""
+    """Concatenates the training splits of converted datasets in the order of the manifest, then shuffles if asked.
+
+    The other splits are those of the one part that the original evaluates a mixture on, as far as its folder has them.
+    """
     mixture = manifest.dataset(args.build)
     if not mixture.parts:
         raise AnnotationError(f"{args.build} is not a mixture.")
     shards = {}
     for folder in args.inputs:
-        found = [shard for shard in shards_of(folder) if split_of(shard) == "train"]
-        if not found:
+        found = shards_of(folder)
+        if not any(split_of(shard) == "train" for shard in found):
             raise AnnotationError(f"{folder} has no training split.")
         shards[provenance_of(found[0])["dataset"]] = found
     if len(args.inputs) != len(mixture.parts) or set(shards) != set(mixture.parts):
@@ -233,18 +237,25 @@ def build_mixture(args: argparse.Namespace, manifest: Manifest) -> None:
         raise AnnotationError("some of the parts embed their pictures and some do not; convert all of them alike.")
     excluded = _pictures_in(args.exclude_images_of)
     disable_progress_bars()
+    with AnnotationDirectory(args.output, mixture, embedded.pop()) as directory:
+        _mix_training(args, directory, shards, excluded)
+        for split in ("val", "test"):
+            _take_over(split, manifest.datasets[mixture.evaluation], directory, shards[mixture.evaluation])
+    print(f"written: {args.output}")
+
+
+def _mix_training(
+    args: argparse.Namespace, directory: AnnotationDirectory, shards: dict[str, list[Path]], excluded: set[str]
+) -> None:
+    mixture = directory.dataset
     known = mixture.counts["train"]
-    sources = ", ".join(f"{part} ({len(shards[part])} shards)" for part in mixture.parts)
+    files = {part: [str(shard) for shard in shards[part] if split_of(shard) == "train"] for part in mixture.parts}
+    sources = ", ".join(f"{part} ({len(found)} shards)" for part, found in files.items())
     with (
         tempfile.TemporaryDirectory() as cache,
-        AnnotationDirectory(args.output, mixture, embedded.pop()) as directory,
         directory.writer("train", source=sources, known_rows=known) as writer,
     ):
-        parts = [
-            ArrowDataset.from_parquet([str(shard) for shard in shards[part]], cache_dir=cache)
-            for part in mixture.parts
-        ]
-        rows = concatenate_datasets(parts)
+        rows = concatenate_datasets([ArrowDataset.from_parquet(found, cache_dir=cache) for found in files.values()])
         total = len(rows)
         if excluded:
             names = [path.rpartition("/")[2] for path in rows["image_file"]]
@@ -259,7 +270,19 @@ def build_mixture(args: argparse.Namespace, manifest: Manifest) -> None:
             if args.strict:
                 raise AnnotationError(f"{problem}; --strict accepts no such thing.")
             print(problem, file=sys.stderr)
-    print(f"{mixture.key}: {writer.rows} rows, {total - writer.rows} kept out\nwritten: {args.output}")
+    print(f"{mixture.key} (train): {writer.rows} rows, {total - writer.rows} kept out")
+
+
+def _take_over(split: str, dataset: Dataset, directory: AnnotationDirectory, shards: list[Path]) -> None:
+    """Gives a mixture a split of one dataset."""
+    files = [shard for shard in shards if split_of(shard) == split]
+    if not files:
+        return
+    with directory.writer(split, source=dataset.key, known_rows=dataset.counts[split]) as writer:
+        for file in files:
+            for batch in pq.ParquetFile(file).iter_batches(writer.rows_per_group):
+                writer.add_table(pa.Table.from_batches([batch]))
+    print(f"{directory.dataset.key} ({split}): {writer.rows} rows, those of {dataset.key}")
 
 
 def _dataset(name: str, files: list[Path], manifest: Manifest) -> Dataset:

@@ -47,6 +47,7 @@ class Dataset:
     images: str | None = None  # folder below the image root; a mixture has several
     refer: tuple[str, str] | None = None
     parts: tuple[str, ...] = ()
+    evaluation: str | None = None  # the part that lends a mixture its val and test splits
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,11 @@ def _read_datasets(raw) -> dict[str, Dataset]:
     datasets = {}
     for key, entry in _typed(raw, dict, "datasets").items():
         where = f"datasets, {key}"
-        _check_keys(entry, where, required="name id counts", optional="images refer parts")
+        _check_keys(entry, where, required="name id counts", optional="images refer parts evaluation")
         if ("images" in entry) == ("parts" in entry):
             raise ManifestError(f"{where}: exactly one of images and parts is needed.")
+        if "parts" in entry:
+            _check_choice(entry.get("evaluation"), tuple(entry["parts"]), f"{where}, evaluation")
         for split, count in _typed(entry["counts"], dict, where).items():
             _typed(count, int, f"{where}, counts, {split}")
         unknown = [part for part in entry.get("parts", []) if part not in raw]

@@ -38,15 +38,10 @@ def build_tokenizer(spm_path: str | os.PathLike) -> TokenizersBackend:
     if not spm_path.is_file():
         raise FileNotFoundError(f"There is no tokenizer file '{spm_path}'; OneRef needs BEiT-3's beit3.spm.")
     original = _load_original(spm_path)
-    with tempfile.TemporaryDirectory() as folder:
-        # Under any other ending Transformers gives a vocabulary of five tokens, without an error.
-        renamed = shutil.copyfile(spm_path, Path(folder) / "sentencepiece.bpe.model")
-        parts = XLMRobertaTokenizer.convert_to_native_format(vocab_file=str(renamed))
-    tokenizer = XLMRobertaTokenizer(
-        vocab=parts["vocab"],
-        _spm_precompiled_charsmap=parts.get("_spm_precompiled_charsmap"),
-        model_max_length=MAX_LENGTH,
-    )
+    try:
+        tokenizer = _translate(spm_path)
+    except Exception as error:  # the library's own errors have no narrower type
+        raise ValueError(f"'{spm_path}' is damaged; OneRef needs BEiT-3's beit3.spm.") from error
     if tokenizer.backend_tokenizer.normalizer is None:
         tokenizer = _spaces_only(tokenizer)
     _check(tokenizer, original, spm_path)
@@ -61,6 +56,18 @@ def _load_original(spm_path: Path) -> SentencePieceProcessor:
     if original.id_to_piece(list(range(min(3, len(original))))) != _FIRST_PIECES:
         raise ValueError(f"'{spm_path}' does not begin with the pieces {', '.join(_FIRST_PIECES)} as beit3.spm does.")
     return original
+
+
+def _translate(spm_path: Path) -> XLMRobertaTokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        # Under any other ending Transformers gives a vocabulary of five tokens, without an error.
+        renamed = shutil.copyfile(spm_path, Path(folder) / "sentencepiece.bpe.model")
+        parts = XLMRobertaTokenizer.convert_to_native_format(vocab_file=str(renamed))
+    return XLMRobertaTokenizer(
+        vocab=parts["vocab"],
+        _spm_precompiled_charsmap=parts.get("_spm_precompiled_charsmap"),
+        model_max_length=MAX_LENGTH,
+    )
 
 
 def _spaces_only(tokenizer: XLMRobertaTokenizer) -> TokenizersBackend:

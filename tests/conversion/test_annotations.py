@@ -9,6 +9,7 @@ import os
 import pickle
 import pickletools
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -427,6 +428,14 @@ def test_a_mixture_is_concatenated_in_order_and_shuffled_by_seed(tmp_path, parts
     assert phrases["c"] != phrases["a"] and sorted(phrases["a"]) == sorted(phrases["plain"])
 
 
+def test_a_mixture_is_evaluated_on_one_of_its_parts(tmp_path, parts):
+    """As in the release: RefCOCOg's other splits, and no RefCOCO test split."""
+    assert run("--build", "mixup_with_refc", *parts.values(), "--output", tmp_path / "mix", "--shuffle", 3)[0] == 0
+    assert sorted(load_dataset(str(tmp_path / "mix"), cache_dir=str(tmp_path / "cache"))) == ["train", "val"]
+    assert rows_of(tmp_path / "mix", "val") == rows_of(parts["gref_umd"], "val")
+    assert "| val | 5 | 4896 | gref_umd |" in (tmp_path / "mix" / "README.md").read_text()
+
+
 def test_pictures_of_evaluation_splits_are_kept_out(tmp_path, parts, images):
     exclude = ("--exclude-images-of", f"{parts['unc']}:testA", "--exclude-images-of", f"{parts['gref_umd']}:val")
     assert run("--build", "mixup_with_refc", *parts.values(), "--output", tmp_path / "mix", *exclude)[0] == 0
@@ -624,4 +633,18 @@ def test_mutated_refer_files_never_crash_run_or_leave_anything(tmp_path, images,
     file = folder / "refs(unc).p"
     good = file.read_bytes()
     contents = [mutate(good, rng) for _ in range(350)] + [swap_opcodes(good, rng) for _ in range(150)]
+    fuzz(tmp_path, file, contents, ("--refer", folder, "--dataset", "unc", "--images", images))
+
+
+def test_mutated_instances_never_crash_or_leave_anything(tmp_path, images, manifest_read_once):
+    rng = random.Random(2)
+    folder = refer_folder(tmp_path / "refcoco")
+    file = folder / "instances.json"
+    good = file.read_bytes()
+    numbers = [match.span() for match in re.finditer(rb"-?\d+(\.\d+)?", good)]
+    contents = [mutate(good, rng) for _ in range(250)]
+    for _ in range(250):  # still valid JSON
+        start, end = rng.choice(numbers)
+        odd = rng.choice([b"null", b"[]", b"{}", b'"x"', b"-1", b"1e999", b"NaN", b"9" * 400, b"true", b"0.5"])
+        contents.append(good[:start] + odd + good[end:])
     fuzz(tmp_path, file, contents, ("--refer", folder, "--dataset", "unc", "--images", images))

@@ -162,6 +162,131 @@ def test_optimizer_state_is_never_read(tmp_path):
             assert torch.equal(read_all(path)["w"], torch.full((64,), 3.0))
 
 
+# Deflated members ---------------------------------------------------------------------------------------------------
+@pytest.fixture
+def unpackings(caplog) -> Callable[[], int]:
+    """How many members were unpacked whole so far."""
+    caplog.set_level("INFO", "checkpoint_reader")
+    return lambda: sum("Unpacking" in record.message for record in caplog.records)
+
+
+def deflated(path: Path) -> Path:
+    return zipped(path.with_suffix(".zip"), zipfile.ZIP_DEFLATED, unc=path)
+
+
+def random(count: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("order", "streamed"),
+    [
+        ("as written", True),
+        ("as text", True),  # that of PyTorch before 2.7: 0, 1, 10, 11, 2, ...
+        ("backwards", True),
+        ("pickle last", False),
+        ("deflated again", False),
+    ],
+)
+def test_layouts_of_deflated_members(tmp_path, unpackings, order, streamed):
+    weights = {**WEIGHTS, **{f"extra{number}": random(9, number) for number in range(9)}}
+    torch.save({"model": weights, "optimizer": {"m": torch.ones(7)}}, tmp_path / "checkpoint.pth")
+    path = tmp_path / "checkpoint.pth"
+    if order != "as written":
+        path = tmp_path / "other.pth"
+        compression = zipfile.ZIP_DEFLATED if order == "deflated again" else zipfile.ZIP_STORED
+        with zipfile.ZipFile(tmp_path / "checkpoint.pth") as old, zipfile.ZipFile(path, "w", compression) as new:
+            pickle_name, *names = old.namelist()
+            if order != "deflated again":
+                names.sort(reverse=order == "backwards")
+            for name in [*names, pickle_name] if order == "pickle last" else [pickle_name, *names]:
+                new.writestr(name, old.read(name))
+    archive = deflated(path)
+    before = sorted(tmp_path.iterdir())
+    assert_same(read_all(archive), weights)
+    assert unpackings() == (0 if streamed else 1)
+    with open_checkpoint(archive) as checkpoint:  # not in their order in the file, and more than once
+        for name in [*reversed(weights), *weights]:
+            assert torch.equal(checkpoint.read(name), weights[name].detach())
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_lies_behind_the_weights_is_not_inflated(tmp_path, unpackings):
+    """The end of the compressed member is spoilt, which goes unnoticed; the middle, where the weights are, is not."""
+    weights = {"w": random(20_000, 0)}
+    torch.save({"model": weights, "optimizer": {"m": random(200_000, 1)}}, tmp_path / "checkpoint.pth")
+    path = deflated(tmp_path / "checkpoint.pth")
+    data = bytearray(path.read_bytes())
+    data[-200_000:-100_000] = bytes(100_000)
+    path.write_bytes(data)
+    assert_same(read_all(path), weights)
+    assert unpackings() == 0
+    data[40_000:40_100] = bytes(100)
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="download it again"):
+        read_all(path)
+
+
+@pytest.mark.parametrize(("first", "expected"), [("val_accu", 0.5), ("model", None)])
+def test_a_fact_that_lies_behind_the_weights_is_left_out(tmp_path, unpackings, first, expected):
+    saved = {"val_accu": torch.tensor(0.5), "model": {"w": random(10, 0)}, "epoch": 3}
+    torch.save({first: saved[first], **saved}, tmp_path / "checkpoint.pth")
+    with open_checkpoint(deflated(tmp_path / "checkpoint.pth")) as checkpoint:
+        checkpoint.read("w")
+        assert (checkpoint.facts["epoch"], checkpoint.facts.get("val_accu")) == (3, expected)
+    assert unpackings() == 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "data", "message"),
+    [
+        ("byteorder", b"big", "big-endian"),
+        (".format_version", bytes(2000), None),  # longer than any such entry
+        ("data/0", b"", "has 0 bytes instead of"),
+        ("data/8", None, "is missing"),
+    ],
+)
+def test_entries_of_deflated_members_that_do_not_fit(tmp_path, unpackings, entry, data, message):
+    torch.save({"model": WEIGHTS}, tmp_path / "checkpoint.pth")
+    path = rewritten(tmp_path / "checkpoint.pth", tmp_path / "b.pth", lambda n, old: data if n == entry else old)
+    archive = deflated(path)
+    if message is None:
+        assert_same(read_all(archive), WEIGHTS)
+    else:
+        with pytest.raises(CheckpointError, match=message):
+            read_all(archive)
+    assert unpackings() == 1  # it is the table of contents that decides
+
+
+def test_wrong_checksums_in_deflated_members(tmp_path):
+    torch.save({"model": {"w": random(1000, 0)}, "optimizer": {"m": random(1000, 1)}}, tmp_path / "checkpoint.pth")
+    data = bytearray((tmp_path / "checkpoint.pth").read_bytes())
+    data[data.index(random(1000, 0).numpy().tobytes()) + 5] ^= 1
+    (tmp_path / "checkpoint.pth").write_bytes(data)
+    with pytest.raises(CheckpointError, match="checksum of storage '0' is wrong"):
+        read_all(deflated(tmp_path / "checkpoint.pth"))
+
+
+def test_storages_of_deflated_members_that_claim_too_much(tmp_path):
+    """The pickle alone says how much to read, before the storages are reached."""
+    torch.save({"model": {"w": torch.arange(6.0)}}, tmp_path / "checkpoint.pth")
+
+    def enlarge(name: str, data: bytes) -> bytes:
+        assert name != "data.pkl" or data.count(b"K\x06") == 2
+        return data.replace(b"K\x06", b"J\xff\xff\xff\x7f") if name == "data.pkl" else data
+
+    archive = deflated(rewritten(tmp_path / "checkpoint.pth", tmp_path / "b.pth", enlarge))
+    with pytest.raises(CheckpointError, match="has 24 bytes instead of 8,589,934,588"):
+        read_all(archive)
+
+
+def test_no_room_for_the_weights(tmp_path, monkeypatch):
+    torch.save({"model": {"w": torch.arange(6.0)}}, tmp_path / "checkpoint.pth")
+    monkeypatch.setattr("checkpoint_reader.shutil.disk_usage", lambda path: argparse.Namespace(free=23))
+    with pytest.raises(CheckpointError, match=r"unpacking takes 24 bytes, and .* has room for 23"):
+        read_all(deflated(tmp_path / "checkpoint.pth"))
+
+
 # What is refused --------------------------------------------------------------------------------------------------
 class Hostile:
     def __init__(self, function, *arguments):

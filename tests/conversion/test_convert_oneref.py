@@ -384,10 +384,11 @@ def test_as_a_command(tmp_path, original_checkpoint):
     """The real command line: exit code and one sentence, no traceback."""
     command = [sys.executable, str(CONVERT), str(original_checkpoint("beit3")), "--no-tokenizer"]
     done = subprocess.run([*command, "--output", str(tmp_path / "out")], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0 and "convert_oneref" not in done.stderr  # a library may say things of its own
     assert done.stdout.startswith(f"Wrote {tmp_path / 'out'}: Beit3Model, ")
     done = subprocess.run([*command, "--output", str(tmp_path / "out")], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert (done.returncode, done.stdout, done.stderr.count("convert_oneref: ")) == (1, "", 1)
+    assert "Traceback" not in done.stderr
 
 
 # Released models --------------------------------------------------------------------------------------------------
@@ -500,8 +501,9 @@ def test_writer_equals_the_library(tmp_path):
 def test_memory_at_base_size(tmp_path):
     """From a 2.7 GB training checkpoint, as a file and inside a stored and a deflated archive."""
     script = Path(__file__).with_name("measure_conversion.py")
-    done = subprocess.run([sys.executable, str(script), "--folder", str(tmp_path)], capture_output=True, text=True)
-    measured = json.loads(done.stdout)
-    for kind in ("pth", "stored", "deflated"):
+    kinds = ("pth", "stored", "deflated")
+    command = [sys.executable, str(script), "--folder", str(tmp_path), "--kinds", *kinds]
+    measured = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)
+    for kind in kinds:
         assert measured[kind]["weights_mb"] > 890
         assert measured[kind]["peak_mb"] < measured[kind]["bound_mb"]

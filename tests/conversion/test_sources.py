@@ -62,6 +62,8 @@ class HubRequest(BaseHTTPRequestHandler):
     def answer(self, with_body: bool):
         self.server.requests.append((self.command, self.path, self.headers.get("Range")))
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
+        if match is None:  # the library asks for other things, too
+            return self.refuse(404, "EntryNotFound")
         repo, _revision, file = (unquote(part) for part in match.groups())
         if repo not in {repo for repo, _ in self.server.files}:
             return self.refuse(401, "RepoNotFound")

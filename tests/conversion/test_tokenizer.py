@@ -89,6 +89,26 @@ def test_other_files_are_refused(fixtures_dir, tmp_path):
             build_tokenizer(path)
 
 
+def test_damaged_files_are_refused(fixtures_dir, tmp_path):
+    """Flipped bytes and truncations: a tokenizer, or one sentence."""
+    draw, good, path = random.Random(0), (fixtures_dir / "tiny.spm").read_bytes(), tmp_path / "damaged.spm"
+    messages = []
+    for case in range(40):
+        data = bytearray(good)
+        at = draw.randrange(len(data) // 4 if case % 2 else len(data))  # the vocabulary, or the normaliser's table
+        if case % 4 == 0:
+            del data[at:]
+        else:
+            data[at : at + 4] = draw.randbytes(4)
+        path.write_bytes(data)
+        try:
+            build_tokenizer(path)
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error), case
+            messages.append(str(error))
+    assert len(messages) > 20 and any("is damaged" in message for message in messages)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
