@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from transformers import XLMRobertaTokenizer
 
+from oneref_hf import OneRefImageProcessorPil, OneRefProcessor
 from oneref_hf.data.augmentation import TrainingTransform
 from oneref_hf.data.masking import ReferringTextMasker, dynamic_image_mask, visual_relation_labels
 
@@ -65,8 +66,9 @@ class Steps:
         self.box_labels = torch.tensor([0.45, 0.5, 0.5, 0.45])
         self.transform = TrainingTransform(IMAGE_SIZE, num_scales=6, for_visual_tokens=True)
         self.rows = json.loads((FIXTURES / "text_masking.json").read_text())["rows"]
-        self.tokenizer = load_tokenizer()
-        self.masker = ReferringTextMasker(self.tokenizer)
+        tokenizer = load_tokenizer()
+        self.processor = OneRefProcessor(OneRefImageProcessorPil(), tokenizer)
+        self.masker = ReferringTextMasker(tokenizer)
         self.generator = torch.Generator().manual_seed(0)
 
     def augment(self, index: int) -> None:
@@ -80,7 +82,7 @@ class Steps:
 
     def mask_text(self, index: int) -> None:
         row = self.rows[index % len(self.rows)]
-        input_ids = self.tokenizer(row["text"])["input_ids"]
+        input_ids = self.processor(text=row["text"])["input_ids"][0]
         self.masker(input_ids, *self.masker.locate(input_ids, row["subject"], row["object"]), self.generator)
 
 

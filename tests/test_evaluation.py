@@ -22,13 +22,15 @@ from tokenizer import build_tokenizer
 from transformers import Trainer, TrainingArguments
 
 from oneref_hf import OneRefForGrounding, OneRefForSegmentation, OneRefImageProcessorPil, OneRefProcessor, cli
+from oneref_hf.commands import predict as predict_command
+from oneref_hf.commands.predict import complaints_as
 from oneref_hf.data.loading import open_referring_data
 from oneref_hf.data.records import target_mask
 from oneref_hf.evaluation import evaluate_split, length_group
 from oneref_hf.evaluation_report import breakdown_table, left_out, results_table, update_card
 from oneref_hf.metrics import RecMetric, ResMetric
 from oneref_hf.pipeline_oneref import ReferringExpressionPipeline
-from oneref_hf.prediction import PredictionError, Run, load_model, make_accelerator
+from oneref_hf.prediction import PredictionError, ProcessError, Run, load_model, make_accelerator
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
@@ -400,6 +402,8 @@ def test_predict_without_boxes_and_with_broken_pictures(model_folders, data_fold
     assert "lie in [0, 1] or [0, 255]" in found[3]["problem"]
     model, processor = load_model(str(model_folders["res"]))
     pipeline = ReferringExpressionPipeline(model=model, processor=processor)
+    assert cli.main(["predict", *arguments, "--overwrite", "--strict"]) == 1
+    assert "oneref: The record 'phrases.jsonl, line 2' cannot be used: The file" in capsys.readouterr().err
     for row in (found[0], found[2]):
         answer = pipeline(row["image"], row["phrase"])
         assert row["box"] == pytest.approx(list(answer["box"].values()), abs=0.006)
@@ -432,6 +436,30 @@ def test_the_script_fails_with_one_sentence(model_folders, data_folder, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("rank", "error", "raised", "message"),
+    [
+        ("0", PredictionError, cli.CommandError, "^no disk$"),
+        ("1", PredictionError, SystemExit, "^1$"),  # the main process says it
+        ("1", ProcessError, cli.CommandError, "^process 1: no disk$"),
+    ],
+)
+def test_of_several_processes_one_complains(monkeypatch, rank, error, raised, message):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(predict_command, "_FIRST_SAY", 0)
+    with pytest.raises(raised, match=message), complaints_as(cli.CommandError):
+        raise error("no disk")
+
+
+def test_trouble_while_writing_is_of_one_process(finished, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(ProcessError, match="No space left on device"):
+        finished()
+
+
 # The paper's figures and the model card
 
 
@@ -448,7 +476,7 @@ def test_tables_show_the_paper_beside_the_score():
     assert ["val", "mean", "IoU", "of", "boxes", "9", "-", "-"] in lines
     lines = [line.split() for line in breakdown_table(results).splitlines()]
     assert lines[2:] == [["val", "1-5", "words", "9", "87.65"], ["val", "place", "3", "-"]]
-    assert list(left_out(results)) == ["val: 2 malformed rows do not count."]
+    assert list(left_out(results)) == ["val: rows that do not count: 2 malformed."]
 
 
 def test_figures_of_the_paper(tmp_path):

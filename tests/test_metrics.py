@@ -1,7 +1,9 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
 """Metrics against the original's figures and against cases worked out by hand."""
 
+import json
 import math
+import os
 import subprocess
 import sys
 
@@ -12,6 +14,40 @@ import torch
 from oneref_hf import metrics
 from oneref_hf.metrics import RecMetric, ResMetric, box_iou, canvas_masks, mask_iou, rec_accuracy, res_iou, res_scores
 
+
+# One of several processes: prints what each way of scoring 39 of the golden samples together gives, per task.
+WORKER = """
+import json, sys
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from oneref_hf.metrics import RecMetric, ResMetric, load_metric
+
+cache, golden = sys.argv[1], load_file(sys.argv[2])
+accelerator = Accelerator(cpu=True)
+rank, processes = accelerator.process_index, accelerator.num_processes
+assert processes == 2
+for task, names, kind in (
+    ("rec", ("metrics.pred_boxes", "metrics.gt_boxes"), RecMetric),
+    ("res", ("metrics.mask_logits", "metrics.gt_masks"), ResMetric),
+):
+    predictions, references = (golden[name][:39] for name in names)
+    together = load_metric(task, num_process=processes, process_id=rank, experiment_id="test", cache_dir=cache)
+    gathered = load_metric(task, process_id=0, experiment_id=f"gathered-{rank}", cache_dir=cache)
+    summed = kind()
+    for batch in torch.arange(39)[rank::processes].split(4):
+        together.add_batch(predictions=predictions[batch], references=references[batch])
+        summed.update(predictions[batch], references[batch])
+    summed.sums = accelerator.reduce(summed.sums, "sum")
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(predictions, references), batch_size=4)
+    for batch in accelerator.prepare(loader):  # whose last batch is filled up with samples of the first
+        pairs = accelerator.gather_for_metrics(tuple(batch))
+        gathered.add_batch(predictions=pairs[0], references=pairs[1])
+    scores = {"together": together.compute(), "gathered": gathered.compute(), "summed": summed.compute()}
+    with open(f"{cache}/{task}-{rank}.json", "w") as file:
+        json.dump(scores, file)
+accelerator.end_training()
+"""
 
 # Four masks of ten pixels in a row: intersection / union are 5/10, 7/10, 0/10 and 0/0.
 PRED_MASKS = torch.zeros(4, 1, 10, dtype=torch.bool)
@@ -115,9 +151,9 @@ def test_accumulated_batches_equal_one_call(boxes, masks, cuts):
         res.merge(res_part)
     whole = RecMetric()
     whole.update(*boxes)
-    assert rec.compute() == pytest.approx(whole.compute(), abs=1e-12)
-    assert rec.compute()["mean_iou"] == pytest.approx(box_iou(*boxes).double().mean().item(), abs=1e-12)
-    assert res.compute() == pytest.approx(res_scores(*masks), abs=1e-12)
+    assert rec.compute() == whole.compute()
+    assert rec.compute()["mean_iou"] == pytest.approx(box_iou(*boxes).double().mean().item(), abs=1e-9)
+    assert res.compute() == res_scores(*masks)
     res.reset()
     assert res.compute()["samples"] == 0
 
@@ -147,6 +183,26 @@ def test_evaluate_metric(task, boxes, masks, tmp_path, golden_facts):
     kind = RecMetric() if task == "rec" else ResMetric()
     kind.update(predictions[:1], references[:1])
     assert one.compute() == kind.compute()
+
+
+def test_two_processes_score_exactly_what_one_does(boxes, masks, fixtures_dir, tmp_path):
+    """By the protocol of `evaluate`, by gathering (uneven batches), and by summing; to the last bit."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "worker.py"]
+    (tmp_path / "worker.py").write_text(WORKER)
+    finished = subprocess.run(
+        [*command, str(tmp_path), str(fixtures_dir / "golden.safetensors")],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    for task, kind, pairs in (("rec", RecMetric(), boxes), ("res", ResMetric(), masks)):
+        kind.update(*(values[:39] for values in pairs))
+        first, second = (json.loads((tmp_path / f"{task}-{rank}.json").read_text()) for rank in range(2))
+        assert kind.compute()["samples"] == 39
+        assert first == dict.fromkeys(("together", "gathered", "summed"), kind.compute())
+        assert second == {**first, "together": None}  # `evaluate` answers on its main process alone
 
 
 def test_primary_metrics_are_computed():

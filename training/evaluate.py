@@ -80,6 +80,7 @@ def evaluate(options: argparse.Namespace) -> None:
             results["splits"][split] = {**evaluation.scores, **({"paper": paper} if paper else {})}
             results["dataset"] = data.name
             worst += evaluation.worst
+    session.end()
     if not session.accelerator.is_main_process:
         return
     write_results(results, output / "results.json")

@@ -79,7 +79,7 @@ def left_out(results: dict) -> Iterator[str]:
     for split, scores in results["splits"].items():
         parts = [f"{scores[kind]} {kind}" for kind in ("malformed", "unreadable") if scores[kind]]
         if parts:
-            yield f"{split}: {' and '.join(parts)} rows do not count."
+            yield f"{split}: rows that do not count: {', '.join(parts)}."
 
 
 def write_results(results: dict, path: Path) -> None:

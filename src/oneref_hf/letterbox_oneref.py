@@ -13,7 +13,7 @@ from numbers import Real
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from transformers import BatchFeature
 from transformers.image_transforms import center_to_corners_format, corners_to_center_format
 from transformers.image_utils import (
@@ -101,7 +101,7 @@ class Letterbox:
         return corners_to_center_format(boxes_xyxy + self._shift(boxes_xyxy)) / self.canvas_size
 
     def boxes_to_picture(self, boxes_cxcywh: torch.Tensor) -> torch.Tensor:
-        """The way back from `boxes_to_canvas`, clipped to the picture."""
+        """The way back from `boxes_to_canvas`: `(N, 4)` to corners `(N, 4)` in pixels, clipped to the picture."""
         boxes_xyxy = center_to_corners_format(boxes_cxcywh.float() * self.canvas_size)
         boxes_xyxy = (boxes_xyxy - self._shift(boxes_xyxy)) / self.scale
         return torch.minimum(boxes_xyxy.clamp(min=0), boxes_xyxy.new_tensor([self.width, self.height] * 2))
@@ -117,6 +117,24 @@ class Letterbox:
 
     def _shift(self, like: torch.Tensor) -> torch.Tensor:
         return like.new_tensor([self.left, self.top] * 2)
+
+
+def canvas_masks(mask_logits, size: tuple[int, int]) -> torch.Tensor:
+    """Binary masks at `size` (height, width) from low-resolution logits, by the rule of the original's evaluation.
+
+    Sigmoid, minus 0.5, ReLU, then bilinear upsampling, then "> 0". Cutting before upsampling grows every region by
+    part of a cell, so thresholding the upsampled logits instead would give other scores.
+
+    Args:
+        mask_logits: `(..., h, w)`, tensor or array, foreground above 0.
+
+    Returns:
+        bool `(..., height, width)`.
+    """
+    logits = torch.as_tensor(mask_logits)
+    positive = (logits.float().sigmoid() - 0.5).relu().reshape(-1, 1, *logits.shape[-2:])
+    positive = F.interpolate(positive, size=tuple(size), mode="bilinear", align_corners=False)
+    return (positive > 0).reshape(*logits.shape[:-2], *size)
 
 
 def _bilinear(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -163,9 +181,16 @@ def _open_picture(source: str) -> Image.Image:
     try:
         with Image.open(source) as image:
             image.load()
-            return ImageOps.exif_transpose(image)
+            return upright(image)
     except _PIL_ERRORS as error:
         raise ValueError(f"The file {source!r} is not a readable image, or is cut off: {error}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF data say; itself, not a copy of it, where there is nothing to turn."""
+    image.load()
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
 
 
 def read_picture(
@@ -204,7 +229,7 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 def _numbers_of_pil(image: Image.Image, convert_rgb: bool) -> np.ndarray:
     try:
-        image = ImageOps.exif_transpose(image)
+        image = upright(image)
         if convert_rgb and image.mode not in _PIL_MODES_ABOVE_8_BIT:
             if image.mode == "P":  # the detour keeps Pillow from warning about transparent palettes
                 image = image.convert("RGBA")
@@ -539,8 +564,7 @@ class OneRefImageProcessorMixin:
             outputs: outputs of a head that segments, or a dict with its `pred_masks` `(B, S/2, S/2)`.
             target_sizes: as in `post_process_object_detection`; the canvas itself by default.
             protocol: `"picture"` upsamples the logits to the canvas, removes the letterbox, resizes to the picture,
-                and asks for > 0. `"canvas"` is the original's evaluation rule: sigmoid, minus 0.5, ReLU, then
-                bilinear to `(S, S)`, then > 0, which widens masks by up to a pixel of the low-resolution map.
+                and asks for > 0. `"canvas"` is the original's evaluation rule at `(S, S)`, `canvas_masks`.
 
         Returns:
             bool `(H, W)` of the picture, or `(S, S)`.
@@ -550,7 +574,7 @@ class OneRefImageProcessorMixin:
             letterboxes = self._letterboxes(target_sizes, len(logits))
             return [letterbox.map_to_picture(row) > 0 for row, letterbox in zip(logits, letterboxes)]
         if protocol == "canvas":
-            return [_bilinear((row.float().sigmoid() - 0.5).relu(), (self.size.height,) * 2) > 0 for row in logits]
+            return [canvas_masks(row, (self.size.height,) * 2) for row in logits]
         raise ValueError(f"protocol is 'picture' or 'canvas', not {protocol!r}.")
 
     def post_process_similarity(
@@ -622,9 +646,11 @@ __all__ = [
     "Letterbox",
     "OneRefImageProcessorKwargs",
     "OneRefImageProcessorMixin",
+    "canvas_masks",
     "centred_offset",
     "flatten_boxes",
     "flatten_images",
     "flatten_masks",
     "read_picture",
+    "upright",
 ]

@@ -12,10 +12,13 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F
+
+from .letterbox_oneref import canvas_masks
 
 
 PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+# IoU is summed in whole steps of this size: sums of up to 8 million samples are then exact in float64, in any order.
+_IOU_STEP = 2.0**-30
 
 
 def box_iou(pred_boxes, target_boxes, box_format: str = "cxcywh") -> torch.Tensor:
@@ -53,25 +56,6 @@ def rec_accuracy(pred_boxes, target_boxes, threshold: float = 0.5, box_format: s
     """Share of rows whose `box_iou` is at least `threshold`: the paper's REC accuracy. NaN for zero rows."""
     iou = box_iou(pred_boxes, target_boxes, box_format)
     return (iou >= threshold).double().mean().item()
-
-
-def canvas_masks(mask_logits, size: tuple[int, int]) -> torch.Tensor:
-    """Binary masks at `size` (height, width) from low-resolution logits, by the rule of the original's evaluation.
-
-    Sigmoid, minus 0.5, ReLU, then bilinear upsampling, then "> 0". Cutting before upsampling grows every region by
-    part of a cell, so thresholding the upsampled logits instead would give other scores.
-
-    Args:
-        mask_logits: `(..., h, w)` floating point, foreground above 0.
-
-    Returns:
-        bool `(..., height, width)`.
-    """
-    logits = _floating(mask_logits)
-    positive = (logits.sigmoid() - 0.5).relu().reshape(-1, 1, *logits.shape[-2:])
-    if positive.shape[-2:] != tuple(size) and positive.shape[0] > 0:
-        positive = F.interpolate(positive, size=tuple(size), mode="bilinear", align_corners=False)
-    return (positive > 0).reshape(*logits.shape[:-2], *size)
 
 
 def mask_overlap(pred_masks, target_masks) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,8 +107,9 @@ class _SummedMetric:
     """A score made of sums over samples. `sums` is the whole state: add two of them and you have the union's state.
 
     To finish a distributed evaluation, replace `sums` by its sum over the processes, for example
-    `metric.sums = accelerator.reduce(metric.sums.to(accelerator.device), "sum")`. Counts and pixel areas are whole
-    numbers below 2**53, hence exact in float64; sums of IoU agree to rounding in any order.
+    `metric.sums = accelerator.reduce(metric.sums.to(accelerator.device), "sum")`. All sums are exact in float64:
+    counts and pixel areas are whole numbers, and IoU is rounded to `_IOU_STEP`. So batches, processes and their order
+    make no difference, not even in the last bit.
     """
 
     _leading = 2  # sums in front of the hits: number of samples, sum of IoU
@@ -149,8 +134,9 @@ class _SummedMetric:
     def _add(self, iou: torch.Tensor, *leading: torch.Tensor) -> None:
         iou = iou.reshape(-1)
         hits = [(iou >= threshold).sum() for threshold in self.thresholds]
-        terms = [torch.tensor(len(iou), device=iou.device), iou.double().sum(), *(x.sum() for x in leading), *hits]
-        self.sums = self.sums + torch.stack([term.double() for term in terms]).to(self.sums.device)
+        steps = (iou.double() / _IOU_STEP).round()
+        terms = [torch.tensor(len(iou)), steps.sum() * _IOU_STEP, *(x.sum() for x in leading), *hits]
+        self.sums = self.sums + torch.stack([term.double().to(self.sums.device) for term in terms])
 
     def _shares(self, name: str) -> tuple[list[float], dict[str, float]]:
         """The leading sums and, per threshold, the share of samples that reach it."""

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from .data.records import has_segmentation, open_image, target_mask, undecoded
+from .data.sources import DatasetError
 from .letterbox_oneref import Letterbox, read_picture
 from .metrics import box_iou, mask_overlap
 
@@ -43,7 +44,11 @@ _FIRST_BATCH_SIZE_ELSEWHERE = 128
 
 
 class PredictionError(ValueError):
-    """The run cannot go on; the message is one sentence for a person."""
+    """The run cannot go on; the message is one sentence for a person. All processes raise it alike."""
+
+
+class ProcessError(PredictionError):
+    """What one of several processes met alone, so that it has to say it itself."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Run:
     batch_size: None finds the largest that fits by trying.
     limit: use the first records only.
     num_threads: for reading pictures and encoding masks; None takes this process's share of the cores, at most 8.
+    overwrite: replace what the folder holds of another run.
+    strict: stop at the first record whose picture or annotation cannot be used.
     """
 
     batch_size: int | None = None
@@ -74,6 +81,7 @@ class Run:
     limit: int | None = None
     num_threads: int | None = None
     overwrite: bool = False
+    strict: bool = False
 
     def __post_init__(self):
         for name in ("batch_size", "shard_rows", "limit", "num_threads"):
@@ -116,7 +124,18 @@ def make_accelerator():
     return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[patience])
 
 
+def main_first(accelerator, action: Callable):
+    """What `action` returns, done by the main process first, which fills caches; all raise its complaint, if any."""
+    done = []
+    _agreed(accelerator, lambda: done.append(action()))
+    try:
+        return done[0] if done else action()
+    except (PredictionError, DatasetError, OSError) as error:
+        raise ProcessError(str(error)) from error
+
+
 def segments(model) -> bool:
+    """Whether a model has a mask head."""
     return hasattr(model, "mask_head")
 
 
@@ -160,15 +179,22 @@ def predict(
     finished = _agreed(accelerator, lambda: _claim(folder, settings, run.overwrite))
     model = model.to(accelerator.device).eval()
     work = _Work(model, processor, records, folder, accelerator, run, scoring, finished)
-    if run.batch_size is not None:
-        num_rows = work.answer(run.batch_size)
-    else:
-        from accelerate.utils import find_executable_batch_size
-
-        first = _FIRST_BATCH_SIZE.get(accelerator.device.type, _FIRST_BATCH_SIZE_ELSEWHERE)
-        num_rows = find_executable_batch_size(lambda batch_size: work.answer(batch_size), min(first, run.shard_rows))()
+    try:
+        num_rows = _answered(work, run)
+    except OSError as error:  # a full disk, say
+        raise ProcessError(str(error)) from error
     accelerator.wait_for_everyone()
     return _agreed(accelerator, lambda: _complete(folder, num_rows, run.shard_rows))
+
+
+def _answered(work: _Work, run: Run) -> int:
+    """`_Work.answer` with the largest batch size that fits, unless one is given."""
+    if run.batch_size is not None:
+        return work.answer(run.batch_size)
+    from accelerate.utils import find_executable_batch_size
+
+    first = _FIRST_BATCH_SIZE.get(work.accelerator.device.type, _FIRST_BATCH_SIZE_ELSEWHERE)
+    return find_executable_batch_size(lambda batch_size: work.answer(batch_size), min(first, run.shard_rows))()
 
 
 def model_fingerprint(model, processor) -> str:
@@ -195,7 +221,7 @@ def _agreed(accelerator, action: Callable):
     if accelerator.is_main_process:
         try:
             found[0] = action()
-        except (PredictionError, OSError) as error:
+        except (PredictionError, DatasetError, OSError) as error:
             found[1] = str(error)
     result, complaint = broadcast_object_list(found) if accelerator.num_processes > 1 else found
     if complaint is not None:
@@ -348,6 +374,8 @@ class _Work:
                     )
                 box, mask = self._targets(record, size)
             except ValueError as error:
+                if self.run.strict:
+                    raise ProcessError(f"The record '{record['id']}' cannot be used: {error}") from error
                 prepared.problems[position] = str(error)
                 continue
             prepared.kept.append(position)
@@ -499,6 +527,7 @@ def encoded_mask(mask: np.ndarray) -> dict:
 
 
 def shard_schema(scored: bool):
+    """The typed columns of a shard, `pyarrow.Schema`; those of an evaluation if `scored`."""
     import pyarrow as pa
 
     columns = {

@@ -362,7 +362,7 @@ def test_malformed_rows_are_left_out_and_counted(pictures, caplog):
         for problem, reason in zip(data.problems, reasons):
             assert re.match(f"mine.jsonl, {reason}", str(problem)), problem
         assert sum("the row is left out" in message for message in caplog.messages) == len(reasons)
-        assert caplog.messages[-1] == "mine: 6 rows are left out in all."
+        assert caplog.messages[-1] == "mine: rows left out in all: 6."
 
 
 def test_strict_stops_at_the_first(pictures):

@@ -2,14 +2,17 @@
 """Referring-aware text masking against the original's choices. spaCy's model is only used where it is installed."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 from transformers import XLMRobertaTokenizer
 
+from oneref_hf.data import training
 from oneref_hf.data.masking import ReferringTextMasker, parse_words
 from oneref_hf.data.text_masking import load_parser
 
@@ -144,6 +147,24 @@ def test_bad_input_is_named(tokenizer):
         masker([0])
     with pytest.raises(ValueError, match="between 0 and 1, not 2"):
         ReferringTextMasker(tokenizer, mask_ratio=2)
+
+
+def test_words_are_parsed_once_per_dataset(monkeypatch, tmp_path):
+    """Later runs read the cache; they check that the parser is there, but never ask it."""
+    texts = [row["text"] for row in ROWS]
+    datasets.Dataset.from_dict({"phrase": texts}).save_to_disk(tmp_path)
+    for parser in (GOLDEN_PARSER, None):
+        monkeypatch.setattr(training, "load_parser", lambda name, parser=parser: parser)
+        records = training.with_parsed_words(datasets.load_from_disk(tmp_path), "a_parser")
+        for key in ("subject", "object"):
+            assert records[key][:] == [row[key] for row in ROWS]
+
+
+def test_streams_with_words_can_be_sent_to_other_processes(monkeypatch):
+    monkeypatch.setattr(training, "load_parser", lambda name: GOLDEN_PARSER)
+    stream = datasets.Dataset.from_dict({"phrase": [ROWS[0]["text"]]}).to_iterable_dataset()
+    sent = pickle.loads(pickle.dumps(training.with_parsed_words(stream, "a_parser")))
+    assert next(iter(sent))["subject"] == ROWS[0]["subject"]
 
 
 def test_missing_model_is_named():

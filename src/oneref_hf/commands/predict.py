@@ -9,10 +9,16 @@
 
 import argparse
 import os
+import time
 from contextlib import contextmanager
 
 
+# Seconds until another process fails as well, for the launcher ends the main one as soon as that happens.
+_FIRST_SAY = 5
+
+
 def add_parser(subparsers) -> argparse.ArgumentParser:
+    """Adds `oneref predict` to the command line."""
     parser = subparsers.add_parser(
         "predict",
         help="find the phrases of a whole data set",
@@ -28,6 +34,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace):
+    """Answers the data set that the options name."""
     from ..cli import CommandError
 
     with complaints_as(CommandError):
@@ -45,10 +52,11 @@ def run(options: argparse.Namespace):
             settings={"dataset": data.fingerprint, "split": options.split},
             run=session.run,
         )
+        session.end()
     if session.accelerator.is_main_process:
         print(f"written: {options.output}, {len(shards)} shards")
         if data.problems:
-            print(f"{len(data.problems)} malformed rows were left out")
+            print(f"malformed rows left out: {len(data.problems)}")
 
 
 def add_run_options(parser: argparse.ArgumentParser):
@@ -98,41 +106,50 @@ class Session:
             limit=options.limit,
             num_threads=options.num_threads,
             overwrite=options.overwrite,
+            strict=options.strict,
         )
         self.accelerator = make_accelerator()
         if not self.accelerator.is_main_process:
             _hush()
 
     def data(self, split: str | None):
+        """One split of the data set, `ReferringData`."""
         from ..data.loading import open_referring_data
+        from ..prediction import main_first
 
         options = self.options
-        with self.accelerator.main_process_first():
-            return open_referring_data(
-                options.dataset, split, options.streaming, self.column_mapping, options.images, options.strict
-            )
+        arguments = (options.dataset, split, options.streaming, self.column_mapping, options.images, options.strict)
+        return main_first(self.accelerator, lambda: open_referring_data(*arguments))
 
     def model(self):
         """The model and its processor."""
         from ..cli import quiet
-        from ..prediction import load_model
+        from ..prediction import load_model, main_first
 
-        with self.accelerator.main_process_first(), quiet(verbose=False):
-            return load_model(self.options.model, self.options.dtype)
+        with quiet(verbose=False):
+            return main_first(self.accelerator, lambda: load_model(self.options.model, self.options.dtype))
+
+    def end(self):
+        """Closes the connections to the other processes, which would otherwise break when the first of them ends."""
+        self.accelerator.end_training()
 
 
 @contextmanager
 def complaints_as(kind: type[Exception]):
-    """Turns what the user can mend into `kind`; only the main of several processes complains."""
+    """Turns what the user can mend into `kind`; what all of several processes know, only the main one says."""
     from ..data.sources import DatasetError
-    from ..prediction import PredictionError
+    from ..prediction import PredictionError, ProcessError
 
     try:
         yield
     except (DatasetError, PredictionError, OSError) as error:
-        if os.environ.get("RANK", "0") != "0":
-            raise SystemExit(1) from error
-        raise kind(str(error)) from error
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
+            raise kind(str(error)) from error
+        if isinstance(error, ProcessError):
+            raise kind(f"process {rank}: {error}") from error
+        time.sleep(_FIRST_SAY)
+        raise SystemExit(1) from error
 
 
 def _batch_size(text: str) -> int | None:

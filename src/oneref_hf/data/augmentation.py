@@ -7,16 +7,19 @@ that into the tensors of one training sample. All randomness comes from one `tor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
+from torch.nn.functional import interpolate
 
-from ..letterbox_oneref import IMAGE_MEAN, IMAGE_STD, Letterbox, centred_offset, read_picture
+from ..letterbox_oneref import IMAGE_MEAN, IMAGE_STD, Letterbox, centred_offset, read_picture, upright
 
 
 Box = tuple[float, float, float, float]
+Window = tuple[int, int, int, int]  # x0, y0, x1, y1
 
 # Cropping can change what these words mean. They match as substrings, hence inside "bright" or "stop" as well.
 DIRECTION_WORDS = ("left", "right", "top", "bottom", "middle")
@@ -28,20 +31,27 @@ _SCALE_STEP = 32
 _BLUR_SIGMAS = (0.1, 2.0)
 # Drawn at once per sample, which is faster than one by one; the longest path takes fewer than 100.
 _DRAWS = 128
+_MEAN, _STD = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+_LUMA = (19595, 38470, 7471)  # of 65536; Pillow's weights of red, green and blue
 
 
 @dataclass(frozen=True)
 class AugmentedSample:
-    """A picture ready to be placed on the canvas, with box and mask in its own frame.
+    """A picture on the canvas, with box and mask in its own frame.
 
-    image: RGB, long side at most the canvas side. canvas: where it lies, unscaled. box_xyxy: pixels.
-    mask: uint8 `(height, width)`, 1 = the object, or None.
+    pixels: float32 `(3, S, S)`, RGB in whole numbers from 0 to 255, 0 around the picture. canvas: where it lies,
+    unscaled. box_xyxy: pixels. mask: uint8 `(height, width)`, 1 = the object, or None.
     """
 
-    image: Image.Image
+    pixels: torch.Tensor
     canvas: Letterbox
     box_xyxy: Box
     mask: np.ndarray | None
+
+    @property
+    def picture(self) -> torch.Tensor:
+        """The part of `pixels` that shows it, a view `(3, height, width)`."""
+        return self.canvas.cut(self.pixels)
 
 
 class ReferringAugmentation:
@@ -60,7 +70,9 @@ class ReferringAugmentation:
     4. blur: with probability 0.5, Gaussian with sigma 0.1 to 2.
     5. translate: a random place on the canvas; without it centred, as in evaluation.
 
-    There is no flip: it would swap left and right. With every step off the result is the evaluation transform.
+    There is no flip: it would swap left and right. With every step off the result is the evaluation transform, number
+    for number. With random scales, step 2 resizes by torch in a third of Pillow's time; a few values of a hundred then
+    differ, by one (seldom two) of 255 levels.
 
     Args:
         image_size: canvas side S in pixels.
@@ -87,6 +99,7 @@ class ReferringAugmentation:
             raise ValueError(f"image_size and num_scales must be at least 1, not {image_size} and {num_scales}.")
         if not 0 <= color_jitter <= 1:
             raise ValueError(f"color_jitter lies between 0 and 1, not {color_jitter}.")
+        self.exact = len(self.scales) == 1
         self.crop = crop
         self.translate = translate
         self.blur = blur
@@ -113,25 +126,36 @@ class ReferringAugmentation:
             ValueError: if box or mask have the wrong shape.
         """
         mask = None if mask is None else np.asarray(mask)
-        frame = _Frame.of_picture(image, box_xyxy, mask)
+        image = _as_rgb(upright(image))
+        frame = _Frame.of_picture((image.height, image.width), box_xyxy, mask)
         draws = _Draws(generator)
         if self.crop and draws.chance(0.5) and not has_direction_word(phrase):
             ratio = draws.choice(_CROP_SHORT_SIDES) / min(frame.size)
-            frame = frame.resized(ratio, _crop_window(frame, ratio, draws))
-        frame = frame.resized(draws.choice(self.scales) / max(frame.size))
-        image = self._recoloured(frame.image, draws)
-        if self.blur and draws.chance(0.5):
-            image = image.filter(ImageFilter.GaussianBlur(draws.uniform(*_BLUR_SIGMAS)))
+            window = _crop_window(frame, ratio, draws)
+            image = _cropped(image, frame.scaled_size(ratio), window)
+            frame = frame.resized(ratio, window)
+        ratio = draws.choice(self.scales) / max(frame.size)
+        picture = _resized(image, frame.scaled_size(ratio), self.exact)
+        frame = frame.resized(ratio)
+        colours = self._draw_colours(draws)
+        sigma = draws.uniform(*_BLUR_SIGMAS) if self.blur and draws.chance(0.5) else None
         offset = (self._offset(side, draws) for side in frame.size)
         canvas = Letterbox(self.image_size, *frame.size, 1.0, *frame.size, *offset)
-        return AugmentedSample(image, canvas, frame.box_xyxy, None if mask is None else frame.sampled(mask))
+        # Everything happens on the canvas of the result: fresh memory costs more than the arithmetic.
+        pixels = torch.zeros(3, self.image_size, self.image_size)
+        levels = canvas.cut(pixels).copy_(picture)
+        for reference, factor in colours:
+            _blend_(levels, reference(levels), factor)
+        if sigma is not None:
+            levels.copy_(_pixels(_image(levels).filter(ImageFilter.GaussianBlur(sigma))))
+        return AugmentedSample(pixels, canvas, frame.box_xyxy, None if mask is None else frame.sampled(mask))
 
-    def _recoloured(self, image: Image.Image, draws: _Draws) -> Image.Image:
+    def _draw_colours(self, draws: _Draws) -> list[tuple[Callable, float]]:
+        """The references of brightness, contrast and saturation in their random order, each with its factor."""
         if self.color_jitter == 0 or not draws.chance(0.8):
-            return image
-        for enhance in draws.shuffled([ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]):
-            image = enhance(image).enhance(draws.uniform(1 - self.color_jitter, 1 + self.color_jitter))
-        return image
+            return []
+        references = draws.shuffled([_black, _mean_grey, _grey])
+        return [(reference, draws.uniform(1 - self.color_jitter, 1 + self.color_jitter)) for reference in references]
 
     def _offset(self, side: int, draws: _Draws) -> int:
         """Where a side starts on the canvas."""
@@ -163,24 +187,21 @@ class TrainingTransform:
         """Arguments as in `ReferringAugmentation.__call__`.
 
         Returns:
-            `pixel_values` float32 `(3, S, S)`, ImageNet-normalised, then padded with 0; `pixel_mask` int64 `(S, S)`,
-            1 = picture; `box_labels` float32 `(4,)`, cx, cy, w, h in [0, 1] of the canvas; `mask_labels` uint8
-            `(S, S)` if a mask is given; `pixel_values_unnormalized` float32 `(3, S, S)` in [0, 1], padded with 0, if
-            `for_visual_tokens`.
+            `pixel_values` float32 `(3, S, S)`, ImageNet-normalised, then padded with 0; `box_labels` float32 `(4,)`,
+            cx, cy, w, h in [0, 1] of the canvas; `mask_labels` uint8 `(S, S)` if a mask is given;
+            `pixel_values_unnormalized` float32 `(3, S, S)` in [0, 1], padded with 0, if `for_visual_tokens`. There is
+            no `pixel_mask`: scores need it, losses do not.
         """
         sample = self.augment(image, phrase, box_xyxy, mask, generator)
-        canvas = sample.canvas
-        pixels = torch.from_numpy(np.stack([np.asarray(band) for band in sample.image.split()])) / 255
-        tensors = {
-            "pixel_mask": canvas.pixel_mask(),
-            "box_labels": canvas.boxes_to_canvas(torch.tensor([sample.box_xyxy]))[0],
-        }
+        canvas, normalized = sample.canvas, sample.pixels
+        tensors = {"box_labels": canvas.boxes_to_canvas(torch.tensor([sample.box_xyxy]))[0]}
         if sample.mask is not None:
             tensors["mask_labels"] = canvas.paste(torch.from_numpy(sample.mask))
+        picture = sample.picture.div_(255)
         if self.for_visual_tokens:
-            tensors["pixel_values_unnormalized"] = canvas.paste(pixels)
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-        tensors["pixel_values"] = canvas.paste(pixels.sub_(mean).div_(std))
+            tensors["pixel_values_unnormalized"], normalized = sample.pixels, torch.zeros_like(sample.pixels)
+        torch.sub(picture, _MEAN, out=canvas.cut(normalized)).div_(_STD)
+        tensors["pixel_values"] = normalized
         return tensors
 
 
@@ -188,6 +209,65 @@ def has_direction_word(phrase: str) -> bool:
     """Whether the phrase contains one of `DIRECTION_WORDS`, as a substring and in any case."""
     phrase = phrase.lower()
     return any(word in phrase for word in DIRECTION_WORDS)
+
+
+# Pixels -----------------------------------------------------------------------------------------------------------
+def _pixels(image: Image.Image) -> torch.Tensor:
+    """uint8 `(3, height, width)` of an RGB picture."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _image(pixels: torch.Tensor) -> Image.Image:
+    return Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    return _image(read_picture(image, convert_rgb=True, to_8_bit_range=True).round())
+
+
+def _cropped(image: Image.Image, size: tuple[int, int], window: Window | None) -> Image.Image:
+    """Resizes to `size` and keeps the window of that, without computing the rest.
+
+    Pillow filters across the edges of its `box`, so the pixels are those of resizing first and cropping then, up to
+    the rounding of an 8-bit level.
+    """
+    height, width = size
+    if window is None:
+        return image.resize((width, height), Image.Resampling.BILINEAR)
+    x0, y0, x1, y1 = window
+    step_x, step_y = image.width / width, image.height / height
+    source = (x0 * step_x, y0 * step_y, min(x1 * step_x, image.width), min(y1 * step_y, image.height))
+    return image.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, box=source)
+
+
+def _resized(image: Image.Image, size: tuple[int, int], exact: bool) -> torch.Tensor:
+    """uint8 `(3, height, width)`, bilinear and antialiased, by Pillow or, if not `exact`, by torch."""
+    if exact or size == (image.height, image.width):
+        return _pixels(image.resize(size[::-1], Image.Resampling.BILINEAR))
+    return interpolate(_pixels(image)[None], size=size, mode="bilinear", antialias=True)[0]
+
+
+# Colours, as Pillow's `ImageEnhance` changes them, number for number, in half of its time -------------------------
+def _black(levels: torch.Tensor) -> float:
+    return 0.0
+
+
+def _grey(levels: torch.Tensor) -> torch.Tensor:
+    """The brightness of every pixel, `(height, width)`; the sums stay below 2**24, hence exact in float32."""
+    red, green, blue = levels
+    grey = red * _LUMA[0]
+    return grey.add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2]).add_(0x8000).mul_(1 / 0x10000).floor_()
+
+
+def _mean_grey(levels: torch.Tensor) -> float:
+    return float(int(_grey(levels).mean(dtype=torch.float64).item() + 0.5))
+
+
+def _blend_(levels: torch.Tensor, reference: torch.Tensor | float, factor: float) -> torch.Tensor:
+    """Moves the levels away from the reference (factor above 1) or towards it, in place, and cuts off fractions."""
+    return levels.sub_(reference).mul_(factor).add_(reference).clamp_(0, 255).floor_()
 
 
 class _Draws:
@@ -213,59 +293,47 @@ class _Draws:
         return sorted(items, key=lambda _: self._next())
 
 
+# Geometry ---------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Frame:
-    """A picture after resizing and cropping; `rows` and `columns` are where its pixels sample the original mask."""
+    """A picture's box after resizing and cropping, and where its rows and columns lie in the original picture."""
 
-    image: Image.Image
     box_xyxy: Box
     rows: np.ndarray
     columns: np.ndarray
 
     @classmethod
-    def of_picture(cls, image: Image.Image, box_xyxy, mask: np.ndarray | None) -> _Frame:
-        image = ImageOps.exif_transpose(image)
-        if image.mode != "RGB":
-            pixels = read_picture(image, convert_rgb=True, to_8_bit_range=True).round().to(torch.uint8)
-            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        size = (image.height, image.width)
+    def of_picture(cls, size: tuple[int, int], box_xyxy, mask: np.ndarray | None) -> _Frame:
         box = tuple(float(value) for value in box_xyxy)
         if len(box) != 4:
             raise ValueError(f"A box has four values (x0, y0, x1, y1), not {len(box)}.")
         if mask is not None and mask.shape != size:
             raise ValueError(f"The mask has the shape {mask.shape}, the picture {size} (height, width).")
-        return cls(image, box, np.arange(size[0]), np.arange(size[1]))
+        return cls(box, np.arange(size[0]), np.arange(size[1]))
 
     @property
     def size(self) -> tuple[int, int]:
-        return self.image.height, self.image.width
+        return len(self.rows), len(self.columns)
 
     def scaled_size(self, ratio: float) -> tuple[int, int]:
         return tuple(max(round(side * ratio), 1) for side in self.size)
 
-    def resized(self, ratio: float, window: tuple[int, int, int, int] | None = None) -> _Frame:
-        """Scales by `ratio` and keeps `window` (x0, y0, x1, y1 in the scaled picture), without computing the rest.
-
-        Pillow filters across the edges of its `box`, so the pixels are those of resizing first and cropping then, up
-        to the rounding of an 8-bit level.
-        """
+    def resized(self, ratio: float, window: Window | None = None) -> _Frame:
+        """Scaled by `ratio`, and of that the window."""
         height, width = self.scaled_size(ratio)
         x0, y0, x1, y1 = window or (0, 0, width, height)
-        step_x, step_y = self.image.width / width, self.image.height / height
-        source = (x0 * step_x, y0 * step_y, min(x1 * step_x, self.image.width), min(y1 * step_y, self.image.height))
-        image = self.image.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, box=source if window else None)
         box = _scaled(self.box_xyxy, ratio)
         if window:
             box = _clipped(box, window)
-        rows = self.rows[_nearest(self.image.height, height)[y0:y1]]
-        return _Frame(image, box, rows, self.columns[_nearest(self.image.width, width)[x0:x1]])
+        rows, columns = (_nearest(*sides) for sides in zip(self.size, (height, width)))
+        return _Frame(box, self.rows[rows[y0:y1]], self.columns[columns[x0:x1]])
 
     def sampled(self, mask: np.ndarray) -> np.ndarray:
         """The mask resized and cropped like the picture, by nearest neighbour."""
-        return (mask[self.rows][:, self.columns] != 0).astype(np.uint8)
+        return (mask[self.rows][:, self.columns] != 0).view(np.uint8)
 
 
-def _crop_window(frame: _Frame, ratio: float, draws: _Draws) -> tuple[int, int, int, int] | None:
+def _crop_window(frame: _Frame, ratio: float, draws: _Draws) -> Window | None:
     """A window of the picture scaled by `ratio`, or None if no try is accepted."""
     height, width = frame.scaled_size(ratio)
     box = _scaled(frame.box_xyxy, ratio)
@@ -288,7 +356,7 @@ def _scaled(box_xyxy: Box, ratio: float) -> Box:
     return tuple(value * ratio for value in box_xyxy)
 
 
-def _clipped(box_xyxy: Box, window: tuple[int, int, int, int]) -> Box:
+def _clipped(box_xyxy: Box, window: Window) -> Box:
     """The part of the box inside the window, in the window's frame."""
     x0, y0, x1, y1 = window
     left, top, right, bottom = box_xyxy

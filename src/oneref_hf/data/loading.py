@@ -83,7 +83,7 @@ class ReferringData:
 
 def load_referring_dataset(
     name_or_path: str | os.PathLike,
-    split: str | None,
+    split: str | None = None,
     streaming: bool = False,
     column_mapping: Mapping[str, str] | str | None = None,
     images: str | os.PathLike | None = None,
@@ -120,7 +120,7 @@ def load_referring_dataset(
 
 def open_referring_data(
     name_or_path: str | os.PathLike,
-    split: str | None,
+    split: str | None = None,
     streaming: bool = False,
     column_mapping: Mapping[str, str] | str | None = None,
     images: str | os.PathLike | None = None,
@@ -165,7 +165,7 @@ class ProblemLog:
     def summarise(self, name: str, first: int = 0) -> None:
         """Says at the end how many rows of `name` were left out, the first of them being `problems[first]`."""
         if len(self.problems) > first:
-            logger.warning(f"{name}: {len(self.problems) - first} rows are left out in all.")
+            logger.warning(f"{name}: rows left out in all: {len(self.problems) - first}.")
 
 
 # Finding the files ------------------------------------------------------------------------------------------------

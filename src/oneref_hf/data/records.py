@@ -176,6 +176,7 @@ def target_mask(record: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray 
 
 
 def has_segmentation(record: Mapping[str, Any]) -> bool:
+    """Whether a record has a mask in any form."""
     return any(record[name] is not None for name in ("polygons", "rle", "mask"))
 
 

@@ -56,6 +56,7 @@ class FileSource:
         return {column for _, row in rows if isinstance(row, dict) for column in row}
 
     def rows(self) -> Rows:
+        """Every row with its place, read as they are asked for."""
         raise NotImplementedError
 
 
@@ -203,11 +204,13 @@ class LibrarySource:
         return [*facts, getattr(self.dataset, "_fingerprint", None)]  # of a `Dataset`; stable between sessions
 
     def columns(self) -> set[str]:
+        """As the data set declares them, or else those of its first row."""
         if self.dataset.column_names is not None:
             return set(self.dataset.column_names)
         return set(next(iter(self.dataset), {}))
 
     def rows(self) -> Rows:
+        """Every row with its place, read as they are asked for."""
         place = f"{self.name}, {self.split}" + ("" if self.shard is None else f", shard {self.shard}")
         for number, row in enumerate(self.dataset):
             yield f"{place}, row {number}", row

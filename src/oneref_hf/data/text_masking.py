@@ -139,20 +139,24 @@ class ReferringTextMasker:
         Raises:
             ValueError: if a position lies outside the phrase or the phrase has fewer than two tokens.
         """
-        masked = torch.as_tensor(input_ids, dtype=torch.int64).clone()
-        length = len(masked) - int((masked == self.tokenizer.pad_token_id).sum())
+        # Lists, because a phrase is short: every operation on tensors would take longer than all of this.
+        masked = torch.as_tensor(input_ids).tolist()
+        length = len(masked) - masked.count(self.tokenizer.pad_token_id)
         if length < 2:
             raise ValueError("A phrase to mask needs at least BOS and EOS; tokenise it with special tokens.")
         chosen = self._choose(length, subject_index, object_index, generator)
-        labels = torch.full_like(masked, IGNORE_INDEX)
-        labels[chosen] = masked[chosen]
-        fate = torch.rand(len(chosen), generator=generator)
-        random_ids = torch.randint(_FIRST_ORDINARY_ID, self._num_ids, (len(chosen),), generator=generator)
-        replaced = torch.where(fate < _MASKED_SHARE + _KEPT_SHARE, masked[chosen], random_ids)
-        masked[chosen] = replaced.masked_fill(fate < _MASKED_SHARE, self.tokenizer.mask_token_id)
-        return masked, labels
+        fates = torch.rand(len(chosen), generator=generator).tolist()
+        random_ids = torch.randint(_FIRST_ORDINARY_ID, self._num_ids, (len(chosen),), generator=generator).tolist()
+        labels = [IGNORE_INDEX] * len(masked)
+        for position, fate, random_id in zip(chosen, fates, random_ids):
+            labels[position] = masked[position]
+            if fate < _MASKED_SHARE:
+                masked[position] = self.tokenizer.mask_token_id
+            elif fate >= _MASKED_SHARE + _KEPT_SHARE:
+                masked[position] = random_id
+        return torch.tensor(masked), torch.tensor(labels)
 
-    def _choose(self, length: int, subject_index, object_index, generator) -> torch.Tensor:
+    def _choose(self, length: int, subject_index, object_index, generator) -> list[int]:
         """Distinct positions in 1..length-1, words first."""
         count = max(min(int((length - 1) * self.mask_ratio + 0.5), length - 1), 1)
         words = []
@@ -164,7 +168,7 @@ class ReferringTextMasker:
             words.append(index + 1)
         order = torch.randperm(length - 1, generator=generator).tolist()
         others = (position + 1 for position in order if position + 1 not in words)
-        return torch.tensor([*words, *others][:count])
+        return [*words, *others][:count]
 
     def _position(self, pieces: list[int], word: str | None) -> int | None:
         piece = self.tokenizer.convert_tokens_to_ids(f"▁{word}") if word else None

@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Sampler
 from transformers.utils import logging
 
+from ..letterbox_oneref import upright
 from .augmentation import TrainingTransform
 from .masking import blockwise_image_mask, dynamic_image_mask, random_image_mask, visual_relation_labels
 from .rasterize import box_to_mask
@@ -62,6 +64,7 @@ class EpochSampler(Sampler):
         self.num_samples, self.seed, self.epoch = num_samples, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """The epoch that the next order is of."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -123,8 +126,13 @@ class ReferringMasking:
 
 def with_parsed_words(records, parser: str = "en_core_web_md"):
     """Records (a `Dataset` or `IterableDataset`) with the columns `subject` and `object` of `parse_words`."""
-    nlp = load_parser(parser)
-    return records.map(lambda rows: parse_words(rows["phrase"], nlp), batched=True)
+    load_parser(parser)  # if it is missing, now rather than in a worker
+    return records.map(partial(_parsed_words, parser=parser), input_columns="phrase", batched=True)
+
+
+def _parsed_words(phrases: list[str], parser: str) -> dict[str, list[str | None]]:
+    """With the parser by its name, which is all that the cache of `datasets` and other processes need."""
+    return parse_words(phrases, load_parser(parser))
 
 
 class _SampleMaker:
@@ -168,12 +176,11 @@ class _SampleMaker:
         try:
             if record["box_truncated"] is None:
                 raise ValueError("it has no box")
-            image = ImageOps.exif_transpose(open_image(record["image"]))
+            image = upright(open_image(record["image"]))
             mask = self._mask(record, (image.height, image.width))
             sample = self.transform(image, record["phrase"], record["box_truncated"], mask, generator)
         except (ValueError, OSError, Image.DecompressionBombError) as error:
             raise UnusableSample(f"The record '{record['id']}' cannot be used: {error}") from error
-        del sample["pixel_mask"]  # scores need it, losses do not
         encoding = self.processor(text=record["phrase"])
         sample["input_ids"], sample["attention_mask"] = encoding["input_ids"][0], encoding["attention_mask"][0]
         if self.masking is not None:
