@@ -3,25 +3,45 @@
 
     python benchmarks/training_speed.py [--size base] [--batch 4] [--dtype float32 bfloat16] [--rounds 5] [--compile]
 
-The yardstick is the same step in float32 as the original runs it: every phrase padded to 64 tokens, attention spelled
-out. Ours has a ten-word phrase padded to the longest of the batch and SDPA. A step is forward, backward and AdamW, and
-for the image step the visual tokens, too. Both run in turn, round by round; the ratio is taken within each round and
-the table shows the median. On a GPU the share of the machine's own bfloat16 matrix-product speed is shown as well
-(MFU); the operations counted are the encoder's matrix products, three times those of the forward pass.
+The yardstick is the same step of the same model as the original runs it: every phrase padded to 64 tokens, attention
+spelled out. Ours has a ten-word phrase padded to the longest of the batch, and SDPA. A step is forward, backward and
+AdamW, and for the image step the visual tokens, too. All variants run in turn, round by round; ratios are taken within
+each round and the table shows their median. The last ratio is against the yardstick in float32, which is the
+original's precision.
+
+The matrix products are what a step cannot do without: those of the encoder and of the vocabulary heads three times
+(forward and twice backward), those of the visual tokenizer once. The table shows how many of them are done per second,
+and the share of what this machine reaches on a large product alone in the same dtype; on a GPU that share is the model
+FLOPs utilisation (MFU). bfloat16 is autocast, as in training.
 """
 
 import argparse
 import statistics
 import time
+from dataclasses import dataclass
 
 import torch
+from measuring import (
+    PATCH_SIZE,
+    PHRASE_TOKENS,
+    SIZES,
+    encoder_gflop,
+    machine,
+    make_inputs,
+    parser_of,
+    print_header,
+    print_row,
+    product_gflops,
+    ratio,
+    synchronise,
+)
 
 from oneref_hf import OneRefConfig, OneRefForGrounding, OneRefForPreTraining, VqkdConfig, VqkdModel
-from oneref_hf.recipes import MODEL_SIZES
 
 
-SIDE, PATCHES = 384, (384 // 16) ** 2
-PHRASE_TOKENS, ORIGINAL_TOKENS = 12, 64
+ORIGINAL_TOKENS = 64
+IMAGE_MASK_RATIO = 0.4
+MASKED_WORDS = slice(1, PHRASE_TOKENS, 3)
 LOSSES = {
     "rec": ("box_l1", "box_giou", "similarity_focal", "similarity_dice"),
     "image": ("mim", "similarity_focal", "similarity_dice"),
@@ -29,37 +49,51 @@ LOSSES = {
 }
 
 
-class Step:
-    """One kind of training step on a fixed batch."""
+@dataclass(frozen=True)
+class Variant:
+    """A way to compute a step."""
 
-    def __init__(self, kind: str, size: str, batch: int, text_length: int, attention: str, dtype: str, device: str):
+    ours: bool
+    dtype: str
+
+    @property
+    def text_length(self) -> int:
+        return PHRASE_TOKENS if self.ours else ORIGINAL_TOKENS
+
+
+class Step:
+    """One kind of training step on fixed batches, one model for all variants."""
+
+    def __init__(self, kind: str, options: argparse.Namespace):
         defaults = OneRefConfig().loss_weights
         weights = {name: defaults[name] if name in LOSSES[kind] else 0.0 for name in defaults}
-        config = OneRefConfig(**MODEL_SIZES[size], drop_path_rate=0.1, loss_weights=weights)
-        config._attn_implementation = attention
+        sizes, side = SIZES[options.size], options.image_size
+        config = OneRefConfig(**sizes, image_size=side, drop_path_rate=0.1, loss_weights=weights)
         model_class = OneRefForGrounding if kind == "rec" else OneRefForPreTraining
-        self.model = model_class(config).to(device).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=device != "cpu")
-        self.autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16")
-        self.inputs = {name: value.to(device) for name, value in make_inputs(kind, batch, text_length).items()}
-        self.pictures = self.inputs.pop("pictures", None)
+        self.device = options.device
+        self.model = model_class(config).to(self.device).train()
+        self.compiled = torch.compile(self.model) if options.compile else self.model
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
         self.tokenizer = None
-        if self.pictures is not None:
-            self.tokenizer = VqkdModel(VqkdConfig(image_size=SIDE, patch_size=16)).to(device).eval()
-        self.device = device
+        if kind == "image":
+            self.tokenizer = VqkdModel(VqkdConfig(**sizes, image_size=side)).to(self.device).eval()
+        self.inputs = {
+            length: {name: value.to(self.device) for name, value in labelled_inputs(kind, options, length).items()}
+            for length in (PHRASE_TOKENS, ORIGINAL_TOKENS)
+        }
 
-    def compile(self):
-        self.model = torch.compile(self.model)
-
-    def seconds(self) -> float:
+    def seconds(self, variant: Variant) -> float:
+        self.model.set_attn_implementation("sdpa" if variant.ours else "eager")
+        model = self.compiled if variant.ours else self.model
+        inputs = dict(self.inputs[variant.text_length])
+        pictures = inputs.pop("pictures", None)
         synchronise(self.device)
         start = time.perf_counter()
-        inputs = dict(self.inputs)
-        if self.tokenizer is not None:
-            codes = self.tokenizer.get_codebook_indices(self.pictures)
-            inputs["visual_token_labels"] = codes.masked_fill(~inputs["bool_masked_pos"], -100)
-        with self.autocast:
-            loss = self.model(**inputs).loss
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=variant.dtype == "bfloat16"):
+            if self.tokenizer is not None:
+                codes = self.tokenizer.get_codebook_indices(pictures)
+                inputs["visual_token_labels"] = codes.masked_fill(~inputs["bool_masked_pos"], -100)
+            loss = model(**inputs).loss
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -67,80 +101,74 @@ class Step:
         return time.perf_counter() - start
 
 
-def make_inputs(kind: str, batch: int, text_length: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    input_ids = torch.full((batch, text_length), 1)
-    input_ids[:, :PHRASE_TOKENS] = torch.randint(4, 64000, (batch, PHRASE_TOKENS), generator=generator)
-    inputs = {
-        "pixel_values": torch.randn(batch, 3, SIDE, SIDE, generator=generator),
-        "input_ids": input_ids,
-        "attention_mask": (torch.arange(text_length) < PHRASE_TOKENS).long().expand(batch, -1).contiguous(),
-        "mask_labels": torch.ones(batch, SIDE, SIDE, dtype=torch.uint8),
-    }
+def labelled_inputs(kind: str, options: argparse.Namespace, text_length: int) -> dict[str, torch.Tensor]:
+    batch, side = options.batch, options.image_size
+    inputs = make_inputs(batch, text_length, image_size=side)
+    inputs["mask_labels"] = torch.ones(batch, side, side, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(1)
     if kind == "rec":
         inputs["box_labels"] = torch.tensor([[0.5, 0.5, 0.4, 0.4]]).expand(batch, -1).contiguous()
     elif kind == "image":
-        inputs["pictures"] = torch.rand(batch, 3, SIDE, SIDE, generator=generator)
-        inputs["bool_masked_pos"] = torch.rand(batch, PATCHES, generator=generator) < 0.4
+        inputs["pictures"] = torch.rand(batch, 3, side, side, generator=generator)
+        inputs["bool_masked_pos"] = (
+            torch.rand(batch, (side // PATCH_SIZE) ** 2, generator=generator) < IMAGE_MASK_RATIO
+        )
     else:
-        chosen = (torch.arange(text_length) % 3 == 1) & (torch.arange(text_length) < PHRASE_TOKENS)
-        inputs["mlm_labels"] = torch.where(chosen, input_ids, -100)
+        inputs["mlm_labels"] = torch.full_like(inputs["input_ids"], -100)
+        inputs["mlm_labels"][:, MASKED_WORDS] = inputs["input_ids"][:, MASKED_WORDS]
     return inputs
 
 
-def synchronise(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
-def product_flops(device: str) -> float:
-    """FLOP/s of a large bfloat16 matrix product, the best of a few."""
-    matrix = torch.randn(8192, 8192, dtype=torch.bfloat16, device=device)
-    best = float("inf")
-    for _ in range(20):
-        synchronise(device)
-        start = time.perf_counter()
-        matrix @ matrix
-        synchronise(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * 8192**3 / best
-
-
-def step_flop(size: str, batch: int) -> float:
-    sizes, tokens = MODEL_SIZES[size], PATCHES + 1 + PHRASE_TOKENS
-    width = sizes["hidden_size"]
-    per_token = 4 * width**2 + 2 * width * sizes["intermediate_size"] + 2 * tokens * width
-    return 3 * 2 * batch * tokens * sizes["num_hidden_layers"] * per_token
+def step_gflop(kind: str, size: str, side: int) -> float:
+    """Of one sample's step with the short phrase, in 1e9."""
+    sizes, config, patches = SIZES[size], OneRefConfig(**SIZES[size]), (side // PATCH_SIZE) ** 2
+    predictions = {
+        "rec": 0,
+        "image": IMAGE_MASK_RATIO * patches * config.visual_vocab_size,
+        "text": len(range(PHRASE_TOKENS)[MASKED_WORDS]) * config.vocab_size,
+    }[kind]
+    gflop = 3 * (encoder_gflop(sizes, 1, PHRASE_TOKENS, side) + 2 * predictions * config.hidden_size / 1e9)
+    return gflop + (encoder_gflop(sizes, 1, 0, side) if kind == "image" else 0)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=MODEL_SIZES, default="base")
+    parser = parser_of(__doc__)
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--image-size", type=int, default=384)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--step", nargs="+", choices=LOSSES, default=list(LOSSES))
     parser.add_argument("--compile", action="store_true", help="compile ours")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    ceiling = product_flops(options.device) if options.device != "cpu" else None
-    if ceiling is not None:
-        print(f"{torch.cuda.get_device_name()}: matrix product in bfloat16 {ceiling / 1e12:.0f} TFLOP/s")
-    print("| step | ours | samples/s | as the original, samples/s | ratio (min-max) | MFU |")
-    print("|---|---|---|---|---|---|")
-    shared = {"size": options.size, "batch": options.batch, "device": options.device}
-    for kind in LOSSES:
-        original = Step(kind, text_length=ORIGINAL_TOKENS, attention="eager", dtype="float32", **shared)
+    peaks = {dtype: product_gflops(getattr(torch, dtype), options.device) for dtype in options.dtype}
+    print(f"{machine(options.device)}; {options.size}, {options.image_size} pixels, batch {options.batch}", end="")
+    print(", ours compiled" if options.compile else "", end="; product peak: ")
+    print(", ".join(f"{dtype} {peak:.0f} GFLOP/s" for dtype, peak in peaks.items()))
+    share = "of product peak" if options.device == "cpu" else "MFU"
+    columns = ("samples/s", "padded, eager: samples/s", "ratio (min-max)", "to float32 (min-max)", "GFLOP/s", share)
+    print_header("step", "dtype", *columns)
+    yardstick = Variant(ours=False, dtype="float32")
+    both = [Variant(ours, dtype) for dtype in options.dtype for ours in (False, True)]
+    variants = list(dict.fromkeys([yardstick, *both]))
+    for kind in options.step:
+        step = Step(kind, options)
+        times = {variant: [] for variant in variants}
+        for number in range(-1, options.rounds):
+            for variant in variants:
+                took = step.seconds(variant)
+                if number >= 0:
+                    times[variant].append(took)
         for dtype in options.dtype:
-            ours = Step(kind, text_length=PHRASE_TOKENS, attention="sdpa", dtype=dtype, **shared)
-            if options.compile:
-                ours.compile()
-            rounds = [(original.seconds(), ours.seconds()) for _ in range(options.rounds + 2)][2:]  # warm by then
-            ratios = sorted(their / our for their, our in rounds)
-            their, our = (options.batch / statistics.median(column) for column in zip(*rounds))
-            share = "" if ceiling is None else f"{step_flop(options.size, 1) * our / ceiling:.0%}"
-            spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-            print(f"| {kind} | {dtype} | {our:.2f} | {their:.2f} | {spread} | {share} |", flush=True)
+            ours, theirs = times[Variant(True, dtype)], times[Variant(False, dtype)]
+            our, their = (options.batch / statistics.median(column) for column in (ours, theirs))
+            gflops = step_gflop(kind, options.size, options.image_size) * our
+            ratios = ratio(theirs, ours), ratio(times[yardstick], ours)
+            print_row(
+                kind, dtype, f"{our:.2f}", f"{their:.2f}", *ratios, f"{gflops:.0f}", f"{gflops / peaks[dtype]:.0%}"
+            )
 
 
 if __name__ == "__main__":

@@ -198,6 +198,120 @@ def test_drop_path_grows_linearly():
     assert [layer.drop_path.drop_prob for layer in model.layers] == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
 
 
+def test_patches_are_embedded_by_a_convolution():
+    torch.manual_seed(0)
+    config = Beit3Config(hidden_size=32, num_attention_heads=2, image_size=16, num_hidden_layers=1, vocab_size=8)
+    embedding = Beit3Model(config).vision_embeddings.patch_embedding
+    nn.init.normal_(embedding.bias)
+    images = torch.randn(2, 3, 48, 80)
+    expected = nn.functional.conv2d(images, embedding.weight, embedding.bias, stride=16).flatten(2).transpose(1, 2)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = embedding(images.contiguous(memory_format=layout))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+# Many texts about one image -----------------------------------------------------------------------------------------
+
+
+def paired(golden_inputs, image_indices: list[int]) -> dict[str, torch.Tensor]:
+    """Every text with a copy of its image."""
+    return {**golden_inputs, "pixel_values": golden_inputs["pixel_values"][image_indices]}
+
+
+@pytest.mark.parametrize("shared_layers", [0, 1, 2])
+@pytest.mark.parametrize("image_indices", [None, [1, 0, 1]])
+def test_an_image_is_encoded_once_for_all_its_texts(golden_model, golden_inputs, shared_layers, image_indices):
+    model = golden_model(Beit3Model, shared_image_layers=shared_layers)
+    num_images = 1 if image_indices is None else 2
+    pixel_values = golden_inputs["pixel_values"][:num_images]
+    inputs = {name: golden_inputs[name] for name in ("input_ids", "attention_mask")}
+    if image_indices is not None:
+        inputs["image_indices"] = torch.tensor(image_indices)
+    embedded = []
+    model.vision_embeddings.register_forward_hook(lambda _, args, out: embedded.append(len(args[0])))
+    with torch.no_grad():
+        once = model(pixel_values=pixel_values, **inputs)
+        assert embedded == [num_images]
+        encoded = model.encode_images(pixel_values)
+        apart = model(encoded_images=encoded, **inputs)
+        assert embedded == [num_images] * 2
+        each = model(**paired(golden_inputs, image_indices or [0, 0, 0]))
+    assert encoded.grid_size == (4, 4) and len(encoded.keys_values) == shared_layers
+    assert once.last_hidden_state.shape == each.last_hidden_state.shape == (3, 17 + 16, 128)
+    torch.testing.assert_close(once.last_hidden_state, each.last_hidden_state, atol=1e-5, rtol=0)
+    assert torch.equal(apart.last_hidden_state, once.last_hidden_state)
+
+
+def test_hidden_states_of_texts_about_one_image(golden_model, golden_inputs):
+    model = golden_model(Beit3Model)
+    with torch.no_grad():
+        each = model(**paired(golden_inputs, [0, 0, 0]), output_hidden_states=True).hidden_states
+        inputs = {**golden_inputs, "pixel_values": golden_inputs["pixel_values"][:1]}
+        once = model(**inputs, output_hidden_states=True).hidden_states
+    for one, other in zip(once, each):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def with_a_blind_image(model, inputs, shared_layers: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One joint pass in which a mask hides the text from the image in the first layers: what sharing computes."""
+    vision = model.vision_embeddings(inputs["pixel_values"])
+    text = model.text_embeddings(inputs["input_ids"], inputs["attention_mask"])
+    keep = torch.cat([torch.ones(vision.shape[:2]), inputs["attention_mask"]], dim=1).bool()
+    keep = keep[:, None, None].repeat(1, 1, keep.shape[1], 1)
+    blind = keep.clone()
+    blind[:, :, : vision.shape[1], vision.shape[1] :] = False
+    for index, layer in enumerate(model.layers):
+        vision, text, _ = layer(vision, text, blind if index < shared_layers else keep)
+    return model.vision_norm(vision), model.text_norm(text)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("shared_layers", [0, 1, 2])
+def test_shared_layers_hide_the_text_from_the_image_alone(golden_model, golden_inputs, shared_layers, implementation):
+    model = golden_model(Beit3Model, shared_image_layers=shared_layers)
+    model.set_attn_implementation(implementation)
+    inputs = paired(golden_inputs, [0, 0, 0])
+    with torch.no_grad():
+        found = model(**inputs)
+        model.set_attn_implementation("sdpa")
+        vision, text = with_a_blind_image(model, inputs, shared_layers)
+    torch.testing.assert_close(found.vision_last_hidden_state, vision, atol=1e-5, rtol=0)
+    real = inputs["attention_mask"].bool()  # what padding becomes is nobody's business
+    torch.testing.assert_close(found.text_last_hidden_state[real], text[real], atol=1e-5, rtol=0)
+
+
+def test_sharing_is_off_by_default_and_changes_the_answer(golden_model, golden_inputs):
+    inputs = paired(golden_inputs, [0, 0, 0])
+    with torch.no_grad():
+        exact, none, one, all_layers = (
+            golden_model(Beit3Model, **config)(**inputs).vision_last_hidden_state
+            for config in ({}, *({"shared_image_layers": count} for count in range(3)))
+        )
+        alone = golden_model(Beit3Model)(pixel_values=inputs["pixel_values"]).last_hidden_state
+    assert torch.equal(none, exact)
+    assert (one - exact).abs().max() > 1e-3
+    assert (all_layers - exact).abs().max() > 1e-3
+    # With all layers shared the image is as it would be without any text.
+    torch.testing.assert_close(all_layers, alone, atol=1e-5, rtol=0)
+
+
+def test_shared_layers_with_padding_gradients_and_compilation(golden_model, golden_inputs):
+    model = golden_model(Beit3Model, shared_image_layers=1)
+    inputs = {**golden_inputs, "pixel_values": golden_inputs["pixel_values"][:1]}
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        together = model(**inputs)
+        torch.testing.assert_close(compiled(**inputs).last_hidden_state, together.last_hidden_state, atol=1e-5, rtol=0)
+        length = int(inputs["attention_mask"][1].sum())
+        alone = model(pixel_values=inputs["pixel_values"], input_ids=inputs["input_ids"][1:2, :length])
+    torch.testing.assert_close(
+        alone.vision_last_hidden_state[0], together.vision_last_hidden_state[1], atol=1e-5, rtol=0
+    )
+    model.train()(**inputs).last_hidden_state.square().sum().backward()
+    learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {name for name, _ in model.named_parameters()} - learning == {"vision_embeddings.mask_token"}
+
+
 def test_initialisation_follows_the_reference(tiny_config):
     torch.manual_seed(0)
     model = Beit3Model(tiny_config)
@@ -246,6 +360,15 @@ def _equal(one: nn.Module, other: nn.Module) -> bool:
         ({"pixel_values": torch.zeros(2, 3, 64, 64), "input_ids": torch.zeros(3, 4).long()}, "2 images but 3 texts"),
         ({"pixel_values": torch.zeros(1, 3, 60, 64)}, "60x64 pixels, which is not a multiple of the patch size 16"),
         ({"pixel_values": torch.zeros(1, 3, 32, 32)}, "made for 64x64"),
+        (
+            {
+                "pixel_values": torch.zeros(2, 3, 64, 64),
+                "input_ids": torch.zeros(3, 4).long(),
+                "image_indices": torch.zeros(2).long(),
+            },
+            r"image_indices has shape \(2,\), but one value per text is needed: \(3,\)",
+        ),
+        ({"input_ids": torch.zeros(1, 4).long(), "image_indices": torch.zeros(1).long()}, "it needs both of them"),
         ({"input_ids": torch.zeros(1, 1023).long()}, "1023 tokens, but the model has positions for 1022"),
         (
             {"pixel_values": torch.zeros(1, 3, 64, 64), "bool_masked_pos": torch.zeros(1, 4, 4).bool()},
@@ -258,9 +381,21 @@ def test_bad_inputs_are_named(model, inputs, message):
         model(**inputs)
 
 
+def test_images_that_were_encoded_are_not_given_again_nor_asked_for_what_they_lack(golden_model, golden_inputs):
+    model = golden_model(Beit3Model, shared_image_layers=1)
+    with torch.no_grad():
+        encoded = model.encode_images(golden_inputs["pixel_values"])
+        with pytest.raises(ValueError, match="given twice"):
+            model(**golden_inputs, encoded_images=encoded)
+        for option in ("output_hidden_states", "output_attentions"):
+            with pytest.raises(ValueError, match="Shared layers keep no hidden states and attentions"):
+                model(input_ids=golden_inputs["input_ids"], encoded_images=encoded, **{option: True})
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"shared_image_layers": 13}, r"shared_image_layers \(13\) must lie between 0 and num_hidden_layers \(12\)"),
         ({"image_size": 100}, "multiple of patch_size"),
         ({"hidden_size": 100}, "multiple of num_attention_heads"),
         ({"drop_path_rate": 1.0}, r"\[0, 1\)"),

@@ -4,10 +4,11 @@ import re
 import pytest
 import torch
 from oneref_keys import TASKS, assignments_of
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from oneref_hf import OneRefConfig, OneRefForGrounding, OneRefForPreTraining, OneRefForSegmentation, OneRefModel
 from oneref_hf.loss_oneref import cxcywh_to_xyxy
-from oneref_hf.modeling_oneref import box_coverage, region_contrast_score, tight_boxes
+from oneref_hf.modeling_oneref import answer_phrases, box_coverage, region_contrast_score, tight_boxes
 
 
 OUTPUT_TOLERANCE = {"atol": 1e-4, "rtol": 0}
@@ -265,6 +266,124 @@ def test_a_phrase_gets_the_same_answer_alone_in_a_batch_and_with_more_padding(go
                 torch.testing.assert_close(alone[name][0], batch[name][row], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("model_class", HEADS)
+def test_every_phrase_gets_the_answer_about_its_own_picture(model_class, golden_model, golden_inputs):
+    model = golden_model(model_class)
+    pictures, owners = golden_inputs["pixel_values"][:2], torch.tensor([1, 0, 1])
+    pixel_mask = torch.ones(2, 64, 64)
+    pixel_mask[0, :16], pixel_mask[1, :, 48:] = 0, 0
+    texts = {name: golden_inputs[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        expected = model(pixel_values=pictures[owners], pixel_mask=pixel_mask[owners], **texts)
+        others = [
+            model(pixel_values=pictures, pixel_mask=pixel_mask, image_indices=owners, **texts),
+            model(encoded_images=model.encode_images(pictures), pixel_mask=pixel_mask, image_indices=owners, **texts),
+        ]
+    for found in others:
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0, msg=name)
+
+
+class Exported(torch.nn.Module):
+    """A model of which only the forward pass is left."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.config, self.wrapped = model.config, model
+
+    def forward(self, pixel_values, input_ids, attention_mask=None, pixel_mask=None, **options):
+        return self.wrapped(pixel_values, input_ids, attention_mask, pixel_mask, **options)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, Exported])
+@pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
+def test_many_phrases_are_answered_in_parts_and_in_order(golden_model, golden_inputs, wrap, max_tokens):
+    torch.manual_seed(0)
+    model = golden_model(OneRefForSegmentation)
+    lengths = torch.tensor([9, 3, 3, 14, 5, 9, 3, 16, 5])
+    attention_mask = (torch.arange(16) < lengths[:, None]).long()
+    input_ids = torch.randint(4, 216, (9, 16)).where(attention_mask.bool(), 1)
+    pictures = golden_inputs["pixel_values"][:2]
+    owners = torch.tensor([0, 1, 0, 0, 1, 1, 0, 1, 0])
+    pixel_mask = torch.ones(2, 64, 64)
+    pixel_mask[0, :16] = 0
+    calls, embedded = [], []
+    model.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    model.backbone.vision_embeddings.register_forward_hook(lambda _, args, out: embedded.append(len(args[0])))
+    answers = answer_phrases(
+        wrap(model), pictures, input_ids, attention_mask, pixel_mask, owners, max_tokens_per_forward=max_tokens
+    )
+    parts = [kwargs if "input_ids" in kwargs else dict(zip(PARAMETERS, args)) for args, kwargs in calls]
+    shapes = [tuple(part["input_ids"].shape) for part in parts]
+    assert (
+        shapes
+        == {
+            1: [(1, 3)] * 3 + [(1, 5)] * 2 + [(1, 9)] * 2 + [(1, 14), (1, 16)],
+            60: [(3, 3), (2, 5), (2, 9), (1, 14), (1, 16)],
+            10_000: [(9, 16)],
+        }[max_tokens]
+    )
+    # Equal lengths need no mask, so that no attention kernel is ruled out.
+    assert all((part["attention_mask"] is None) == (max_tokens < 10_000) for part in parts)
+    assert embedded == ([2] if isinstance(wrap(model), OneRefForSegmentation) else [shape[0] for shape in shapes])
+    assert set(answers) == {"pred_boxes", "scores", "pred_masks", "similarity_map", "image_embeds", "text_embeds"}
+    with torch.no_grad():
+        for row, length in enumerate(lengths.tolist()):
+            picture = slice(owners[row], owners[row] + 1)
+            alone = model(
+                pixel_values=pictures[picture],
+                pixel_mask=pixel_mask[picture],
+                input_ids=input_ids[row : row + 1, :length],
+            )
+            for name in answers:
+                torch.testing.assert_close(answers[name][row], alone[name][0], atol=1e-5, rtol=0, msg=name)
+
+
+PARAMETERS = ("pixel_values", "input_ids", "attention_mask", "pixel_mask")
+
+
+def test_nothing_large_outlives_its_part(golden_model, golden_inputs):
+    model = golden_model(OneRefForGrounding)
+    large = []
+
+    def hook(module, args, outputs):
+        assert all(storage.expired() for storage in large)
+        large.extend(StorageWeakRef(outputs[name].untyped_storage()) for name in ("image_embeds", "last_hidden_state"))
+
+    model.oneref.register_forward_hook(hook)
+    texts = {name: golden_inputs[name] for name in ("input_ids", "attention_mask")}
+    answer_phrases(model, golden_inputs["pixel_values"], **texts, max_tokens_per_forward=1)
+    assert len(large) == 6
+
+
+def test_one_picture_serves_all_phrases_and_options_reach_the_model(golden_model, golden_inputs):
+    model = golden_model(OneRefForSegmentation)
+    texts = {name: golden_inputs[name] for name in ("input_ids", "attention_mask")}
+    picture = golden_inputs["pixel_values"][:1]
+    answers = answer_phrases(model, picture, **texts, predict_masks=False)
+    with torch.no_grad():
+        expected = model(pixel_values=picture.expand(3, -1, -1, -1), **texts)
+    assert "pred_masks" not in answers and not answers.pred_boxes.requires_grad
+    torch.testing.assert_close(answers.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="Got 2 images but 3 texts"):
+        answer_phrases(model, golden_inputs["pixel_values"][:2], **texts)
+
+
+def test_masks_in_parts_equal_the_original(golden_model, golden, golden_inputs, monkeypatch):
+    monkeypatch.setattr("oneref_hf.modeling_oneref.MASKS_AT_ONCE", 2)
+    model = golden_model(OneRefForSegmentation)
+    sizes = []
+    cosines = model.mask_head._cosines
+    model.mask_head._cosines = lambda patches, phrases: sizes.append(len(patches)) or cosines(patches, phrases)
+    with torch.no_grad():
+        masks = model(**golden_inputs).pred_masks
+        model.mask_head.train()
+        model(**golden_inputs)  # in training the norm is over all of them
+    torch.testing.assert_close(masks, golden["eval.mask_logits"][:, 0], **OUTPUT_TOLERANCE)
+    assert sizes == [2, 1, 3]
+
+
 def test_bfloat16_gives_the_same_answers(golden_model, golden_inputs):
     with torch.no_grad():
         expected = golden_model(OneRefForSegmentation)(**golden_inputs)
@@ -285,6 +404,17 @@ def test_evaluation_compiles_into_one_graph(model_class, tiny_sizes, golden_inpu
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model_class", [OneRefModel, *HEADS])
+def test_loading_initialises_nothing(model_class, golden_model, tmp_path):
+    golden_model(OneRefForPreTraining).oneref.save_pretrained(tmp_path / "base")
+    golden_model(OneRefForSegmentation).save_pretrained(tmp_path / "complete")
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    model_class.from_pretrained(tmp_path / ("base" if model_class is OneRefModel else "complete"))
+    drawn = not torch.equal(torch.get_rng_state(), before)
+    assert drawn == (model_class is OneRefForPreTraining)  # whose own heads are in neither
 
 
 def test_one_modality_is_enough_for_embeddings(golden_model, golden_inputs, tiny_sizes):

@@ -192,32 +192,50 @@ def test_batches_change_nothing(finder, paths):
     texts = [phrases, "the cup", phrases[:2], phrases[3:], "a very long phrase about something on the left"]
     pictures = [*paths, *paths[:2]]
     single = [finder(picture, text, heatmap=True) for picture, text in zip(pictures, texts)]
-    for batch_size, max_phrases in ((1, 1), (2, 8), (3, 2), (5, 100)):
-        together = finder(pictures, texts, heatmap=True, batch_size=batch_size, max_phrases_per_forward=max_phrases)
+    for batch_size, max_tokens in ((1, 1), (2, 200), (3, 50), (5, 10_000)):
+        together = finder(pictures, texts, heatmap=True, batch_size=batch_size, max_tokens_per_forward=max_tokens)
         assert_equal(together, single)
 
 
 def test_memory_is_bounded_and_a_picture_is_prepared_once(finder, paths, monkeypatch):
-    sizes, prepared = [], []
+    sizes, prepared, embedded = [], [], []
     preprocess = OneRefImageProcessorPil.preprocess
     monkeypatch.setattr(
         OneRefImageProcessorPil,
         "preprocess",
         lambda self, *args, **kwargs: prepared.append(1) or preprocess(self, *args, **kwargs),
     )
-    hook = finder.model.register_forward_pre_hook(
-        lambda model, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    )
+    hooks = [
+        finder.model.register_forward_pre_hook(
+            lambda model, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+        ),
+        finder.model.backbone.vision_embeddings.register_forward_hook(lambda _, args, out: embedded.append(1)),
+    ]
     try:
-        finder(paths[0], [f"thing {'x ' * index}" for index in range(19)])
-        assert [size[0] for size in sizes] == [8, 8, 3] and len(prepared) == 1
-        assert sizes[0][1] < sizes[1][1] < sizes[2][1], "each part is padded to its own longest phrase"
+        finder(paths[0], [f"thing {'x ' * (index % 19)}" for index in range(40)], max_tokens_per_forward=400)
+        assert len(prepared) == len(embedded) == 1
+        assert sum(size[0] for size in sizes) == 40 and len(sizes) > 3
+        assert all(count * (1 + 16 + length) <= 400 for count, length in sizes)
+        assert [size[1] for size in sizes] == sorted({size[1] for size in sizes}), "each part has its own lengths"
         sizes.clear()
-        finder(paths[0], ["a"] * 5, max_phrases_per_forward=2)
-        finder(paths, ["a", "b", "c"], batch_size=3, max_phrases_per_forward=2)
-        assert [size[0] for size in sizes] == [2, 2, 1, 3]
+        finder(paths[0], ["a"] * 5, max_tokens_per_forward=1)
+        finder(paths, ["a", "b", "c"], batch_size=3, max_tokens_per_forward=1)
+        assert [size[0] for size in sizes] == [1, 1, 1, 1, 1, 3]
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+
+
+def test_layers_of_the_picture_can_be_shared(segmentation_directory, finder, paths):
+    shared, exact = (
+        pipeline("referring-expression", model=str(segmentation_directory), device="cpu", model_kwargs=options)
+        for options in ({"shared_image_layers": 2}, {"shared_image_layers": 0})
+    )
+    phrases = ["the cup", "a hand", "it"]
+    answers = shared(paths[0], phrases, heatmap=True)
+    assert_equal(exact(paths[0], phrases, heatmap=True), finder(paths[0], phrases, heatmap=True), tolerance=0)
+    assert_equal(answers, [shared(paths[0], phrase, heatmap=True) for phrase in phrases])
+    assert np.abs(answers[0]["heatmap"] - finder(paths[0], phrases[0], heatmap=True)["heatmap"]).max() > 1e-3
 
 
 def test_bfloat16_is_close(segmentation_directory, finder, paths):
@@ -413,5 +431,5 @@ def test_options_that_make_no_sense_are_named(finder, paths):
         finder(paths[0], "the cup", treshold=0.5)
     with pytest.raises(ValueError, match=r"Scores lie in \[0, 1\], so the threshold cannot be 50"):
         finder(paths[0], "the cup", threshold=50)
-    with pytest.raises(ValueError, match="max_phrases_per_forward is at least 1, not 0"):
-        finder(paths[0], "the cup", max_phrases_per_forward=0)
+    with pytest.raises(ValueError, match="max_tokens_per_forward is at least 1, not 0"):
+        finder(paths[0], "the cup", max_tokens_per_forward=0)

@@ -70,6 +70,28 @@ def test_pictures_and_phrases_one_to_one_or_nested(processor, pictures):
     assert_same(processor(paths, nested_text, torch.tensor(boxes), masks), expected)
 
 
+def test_a_picture_need_not_be_repeated_for_each_of_its_phrases(processor, pictures):
+    phrases = [["the cup", "a spoon on the left"], ["her face"]]
+    repeated, once = processor(pictures, phrases), processor(pictures, phrases, repeat_images=False)
+    assert set(once) == {*repeated, "image_indices"} and once.image_indices.tolist() == [0, 0, 1]
+    assert once.pixel_values.shape == (2, 3, 96, 96)
+    for name in ("pixel_values", "pixel_mask"):
+        assert torch.equal(once[name][once.image_indices], repeated[name])
+    for name in ("input_ids", "attention_mask"):
+        assert torch.equal(once[name], repeated[name])
+    one = processor(pictures[0], phrases[0], repeat_images=False)
+    assert one.pixel_values.shape == (1, 3, 96, 96) and one.image_indices.tolist() == [0, 0]
+    lists = processor(pictures[0], phrases[0], repeat_images=False, return_tensors=None)
+    assert lists["image_indices"] == [0, 0]
+    for arguments in (
+        {"text": "a"},
+        {"images": pictures},
+        {"images": pictures[:1], "text": "a", "boxes": [1, 2, 3, 4]},
+    ):
+        with pytest.raises(ValueError, match="repeat_images=False is for images and text together"):
+            processor(**arguments, repeat_images=False)
+
+
 def test_text_or_pictures_alone(processor, pictures):
     phrases = ["the cup", "her face"]
     both = processor(pictures, phrases)
@@ -159,6 +181,11 @@ def test_padding_can_be_fixed(processor):
     length = int(short.attention_mask.sum())
     assert (short.input_ids[0, length:] == 1).all()
     assert processor(text="a cup").input_ids.shape == (1, length)
+    rounded = processor(text=["a cup", "a cup " * 8], pad_to_multiple_of=16)
+    assert (
+        rounded.input_ids.shape == (2, 32) and processor(text="a cup", pad_to_multiple_of=16).input_ids.shape[1] == 16
+    )
+    assert int(rounded.attention_mask[0].sum()) == length
     nested = processor(text="a cup", text_kwargs={"padding": "max_length", "max_length": 16})
     assert nested.input_ids.shape == (1, 16)
 

@@ -28,8 +28,17 @@ from .loss_oneref import (
     visual_relation_loss,
     visual_token_loss,
 )
-from .modeling_beit3 import Beit3Model, Beit3PreTrainedModel, init_torch_default_
+from .modeling_beit3 import (
+    Beit3EncodedImages,
+    Beit3Model,
+    Beit3PreTrainedModel,
+    image_of_each_text,
+    init_torch_default_,
+)
 
+
+# Phrases whose masks are computed together in evaluation: of a base model in float32 each takes 0.25 GB at 384 pixels.
+MASKS_AT_ONCE = 4
 
 # Which class of this file each Auto class gets when a saved directory is loaded with trust_remote_code=True.
 REMOTE_CODE_AUTO_MAP = {
@@ -223,18 +232,24 @@ class OneRefBoxHead(nn.Module):
 
 
 class OneRefGridDoubling(nn.ConvTranspose2d):
-    """A transposed convolution with kernel and stride 2, computed as the matrix product that it is.
+    """A transposed convolution with kernel and stride 2 and the norm after it, computed as the product that they are.
 
-    Every position turns into a 2 x 2 block by itself, so the grid need not be laid out for it.
+    Every position turns into a 2 x 2 block by itself, so the grid need not be laid out for it. In evaluation the norm
+    scales the weights instead of the features, which are many more.
     """
 
     def __init__(self, hidden_size: int):
         super().__init__(hidden_size, hidden_size, kernel_size=2, stride=2, bias=False)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """From positions `(N, D)` to the four of each block, row by row, `(4 * N, D)`."""
-        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 * hidden_size, hidden_size)
-        return nn.functional.linear(features, weight).view(-1, self.out_channels)
+    def forward(self, features: torch.Tensor, norm: nn.BatchNorm1d) -> torch.Tensor:
+        """From positions `(N, D)` to the four of each block, row by row, normalised, `(4 * N, D)`."""
+        weight, bias = self.weight.permute(2, 3, 1, 0), None  # (2, 2, D out, D in)
+        if not norm.training:
+            scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
+            bias = (norm.bias.float() - norm.running_mean.float() * scale).to(weight.dtype).repeat(4)
+            weight = (weight.float() * scale[:, None]).to(weight.dtype)
+        features = nn.functional.linear(features, weight.flatten(0, 2), bias).view(-1, self.out_channels)
+        return norm(features) if norm.training else features
 
 
 class OneRefMaskHead(nn.Module):
@@ -249,17 +264,30 @@ class OneRefMaskHead(nn.Module):
     def forward(
         self, patch_states: torch.Tensor, text_embeds: torch.Tensor, grid_size: tuple[int, int]
     ) -> torch.Tensor:
-        """From patches `(B, P, D)` and the phrase `(B, D)` to logits `(B, 8 * grid_height, 8 * grid_width)`."""
-        batch_size, _, hidden_size = patch_states.shape
-        features = patch_states.reshape(-1, hidden_size)
-        for conv, norm in zip(self.convs[:-1], self.norms[:-1]):
-            features = norm(conv(features)).relu()
-        features = self.norms[-1](self.convs[-1](features)).view(batch_size, -1, hidden_size)
-        lengths = features.norm(dim=-1).clamp(min=1e-12)
-        logits = torch.matmul(features, text_embeds[..., None]).squeeze(-1) / lengths  # (batch_size, 64 * num_patches)
+        """From patches `(B, P, D)` and the phrase `(B, D)` to logits `(B, 8 * grid_height, 8 * grid_width)`.
+
+        The features before the logits are 64 times as many as the patches. In evaluation, where no norm needs all of
+        them at once, they exist for `MASKS_AT_ONCE` phrases only.
+        """
+        batch_size = patch_states.shape[0]
+        if self.training or torch.compiler.is_compiling():
+            logits = self._cosines(patch_states, text_embeds)
+        else:
+            parts = zip(patch_states.split(MASKS_AT_ONCE), text_embeds.split(MASKS_AT_ONCE))
+            logits = torch.cat([self._cosines(*part) for part in parts])
         # Only now do the nested blocks become a picture: patch, then block in block in block, rows before columns.
         blocks = logits.view(batch_size, *grid_size, 2, 2, 2, 2, 2, 2).permute(0, 1, 3, 5, 7, 2, 4, 6, 8)
         return blocks.reshape(batch_size, 8 * grid_size[0], 8 * grid_size[1])
+
+    def _cosines(self, patch_states: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """From patches `(B, P, D)` and the phrase `(B, D)` to the cosine at each position, `(B, 64 * P)`."""
+        batch_size, _, hidden_size = patch_states.shape
+        features = patch_states.reshape(-1, hidden_size)
+        for conv, norm in zip(self.convs[:-1], self.norms[:-1]):
+            features = conv(features, norm).relu_()
+        features = self.convs[-1](features, self.norms[-1]).view(batch_size, -1, hidden_size)
+        lengths = features.norm(dim=-1).clamp(min=1e-12)
+        return torch.matmul(features, text_embeds[..., None]).squeeze(-1) / lengths
 
 
 def box_coverage(boxes_cxcywh: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
@@ -388,6 +416,10 @@ class OneRefPreTrainedModel(Beit3PreTrainedModel):
         """The BEiT-3 encoder."""
         return self.beit3 if isinstance(self, OneRefModel) else self.oneref.beit3
 
+    def encode_images(self, *args, **kwargs) -> Beit3EncodedImages:
+        """What is the same for all phrases about a picture; see [`Beit3Model.encode_images`]."""
+        return self.backbone.encode_images(*args, **kwargs)
+
     def freeze_backbone(self):
         """Stops the gradient of every encoder parameter: the first stage of the paper's training.
 
@@ -441,22 +473,29 @@ class OneRefModel(OneRefPreTrainedModel):
         bool_masked_pos: torch.BoolTensor | None = None,
         interpolate_pos_encoding: bool = False,
         pixel_mask: torch.Tensor | None = None,
+        image_indices: torch.LongTensor | None = None,
+        encoded_images: Beit3EncodedImages | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> OneRefModelOutput:
         r"""
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, S, S)`, *optional*):
-                Letterboxed images of the processor.
+                Letterboxed images of the processor: one per phrase, a single one for all phrases, or any number with
+                `image_indices`.
             input_ids (`torch.LongTensor` of shape `(batch_size, T)`, *optional*):
-                Tokens of one phrase per image.
+                Tokens of the phrases.
             attention_mask (`torch.Tensor` of shape `(batch_size, T)`, *optional*):
                 1 for tokens, 0 for padding.
-            bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, P)`, *optional*):
+            bool_masked_pos (`torch.BoolTensor` of shape `(num_images, P)`, *optional*):
                 1 where the mask token replaces a patch.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to interpolate the image positions when the canvas is not `config.image_size` pixels.
-            pixel_mask (`torch.Tensor` of shape `(batch_size, S, S)`, *optional*):
+            pixel_mask (`torch.Tensor` of shape `(num_images, S, S)`, *optional*):
                 Accepted, since the processor gives it, and not used: OneRef attends to the padding.
+            image_indices (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Row in `pixel_values` of the image of each phrase. An image is embedded once, however many it has.
+            encoded_images ([`Beit3EncodedImages`], *optional*):
+                Instead of `pixel_values`: images as `encode_images` gives them.
         """
         encoded = self.beit3(
             pixel_values=pixel_values,
@@ -464,6 +503,8 @@ class OneRefModel(OneRefPreTrainedModel):
             attention_mask=attention_mask,
             bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,
+            image_indices=image_indices,
+            encoded_images=encoded_images,
             **kwargs,
         )
         image_embeds = patch_embeds = text_embeds = token_embeds = similarity_map = None
@@ -474,8 +515,10 @@ class OneRefModel(OneRefPreTrainedModel):
             token_embeds = nn.functional.normalize(self.text_projection(encoded.text_last_hidden_state), dim=-1)
             text_embeds = token_embeds[:, 0]
         if patch_embeds is not None and text_embeds is not None:
-            patch_size = self.config.patch_size
-            grid_size = (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
+            if encoded_images is not None:
+                grid_size = encoded_images.grid_size
+            else:
+                grid_size = tuple(side // self.config.patch_size for side in pixel_values.shape[-2:])
             similarity_map = torch.matmul(patch_embeds, text_embeds[..., None]).squeeze(-1).unflatten(-1, grid_size)
 
         return OneRefModelOutput(
@@ -500,9 +543,9 @@ class OneRefHeadModel(OneRefPreTrainedModel):
         self.oneref = OneRefModel(config)
         self.box_head = OneRefBoxHead(config)
 
-    def _require_both_modalities(self, pixel_values: torch.Tensor | None, input_ids: torch.Tensor | None):
-        if pixel_values is None or input_ids is None:
-            missing = "pixel_values" if pixel_values is None else "input_ids"
+    def _require_both_modalities(self, images, input_ids: torch.Tensor | None):
+        if images is None or input_ids is None:
+            missing = "pixel_values" if images is None else "input_ids"
             raise ValueError(
                 f"{type(self).__name__} needs an image and a phrase for each answer, but {missing} is missing."
             )
@@ -539,6 +582,14 @@ class OneRefHeadModel(OneRefPreTrainedModel):
                 outputs.image_embeds, outputs.text_embeds, self.oneref.logit_scale
             )
         return losses
+
+
+def rows_of_texts(
+    pixel_mask: torch.Tensor | None, input_ids: torch.Tensor, image_indices: torch.Tensor | None
+) -> torch.Tensor | None:
+    """The `pixel_mask` of the image of each text."""
+    rows = image_of_each_text(pixel_mask, input_ids, image_indices) if pixel_mask is not None else None
+    return pixel_mask if rows is None else pixel_mask[rows]
 
 
 def shrink_mask(mask_labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -579,19 +630,22 @@ class OneRefForGrounding(OneRefHeadModel):
         box_labels: torch.FloatTensor | None = None,
         mask_labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        image_indices: torch.LongTensor | None = None,
+        encoded_images: Beit3EncodedImages | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> OneRefGroundingOutput:
         r"""
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, S, S)`):
-                Letterboxed images of the processor.
+                Letterboxed images of the processor: one per phrase, a single one for all phrases, or any number with
+                `image_indices`.
             input_ids (`torch.LongTensor` of shape `(batch_size, T)`):
-                Tokens of one phrase per image.
+                Tokens of the phrases.
             attention_mask (`torch.Tensor` of shape `(batch_size, T)`, *optional*):
                 1 for tokens, 0 for padding.
-            pixel_mask (`torch.Tensor` of shape `(batch_size, S, S)`, *optional*):
+            pixel_mask (`torch.Tensor` of shape `(num_images, S, S)`, *optional*):
                 1 where the canvas shows the picture. It affects `scores` alone: OneRef attends to the padding.
-            bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, P)`, *optional*):
+            bool_masked_pos (`torch.BoolTensor` of shape `(num_images, P)`, *optional*):
                 1 where the mask token replaces a patch.
             box_labels (`torch.FloatTensor` of shape `(batch_size, 4)`, *optional*):
                 Target boxes as (center x, center y, width, height) in [0, 1] of the canvas.
@@ -599,16 +653,24 @@ class OneRefForGrounding(OneRefHeadModel):
                 Target masks on the canvas, 1 inside; the similarity map learns from them at patch resolution.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to interpolate the image positions when the canvas is not `config.image_size` pixels.
+            image_indices (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Row in `pixel_values` of the image of each phrase. An image is embedded once, however many it has; for
+                hundreds of phrases see [`~modeling_oneref.answer_phrases`].
+            encoded_images ([`Beit3EncodedImages`], *optional*):
+                Instead of `pixel_values`: images as `encode_images` gives them.
         """
-        self._require_both_modalities(pixel_values, input_ids)
+        self._require_both_modalities(pixel_values if encoded_images is None else encoded_images, input_ids)
         outputs = self.oneref(
             pixel_values=pixel_values,
             input_ids=input_ids,
             attention_mask=attention_mask,
             bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,
+            image_indices=image_indices,
+            encoded_images=encoded_images,
             **kwargs,
         )
+        pixel_mask = rows_of_texts(pixel_mask, input_ids, image_indices)
         pred_boxes = self._predict_boxes(outputs)
         loss, loss_dict = self._weighted(self._grounding_losses(outputs, pred_boxes, box_labels, mask_labels))
         return OneRefGroundingOutput(
@@ -658,26 +720,32 @@ class OneRefForSegmentation(OneRefHeadModel):
         mask_labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         predict_masks: bool = True,
+        image_indices: torch.LongTensor | None = None,
+        encoded_images: Beit3EncodedImages | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> OneRefSegmentationOutput:
         r"""
         Args:
-            pixel_values, input_ids, attention_mask, pixel_mask, bool_masked_pos, box_labels, interpolate_pos_encoding:
+            pixel_values, input_ids, attention_mask, pixel_mask, bool_masked_pos, box_labels, interpolate_pos_encoding,
+            image_indices, encoded_images:
                 As in [`OneRefForGrounding.forward`].
             mask_labels (`torch.Tensor` of shape `(batch_size, S, S)`, *optional*):
                 Target masks on the canvas, 1 inside, for the mask and for the similarity map.
             predict_masks (`bool`, *optional*, defaults to `True`):
                 Whether to run the mask head, which costs about as much as half of the base encoder.
         """
-        self._require_both_modalities(pixel_values, input_ids)
+        self._require_both_modalities(pixel_values if encoded_images is None else encoded_images, input_ids)
         outputs = self.oneref(
             pixel_values=pixel_values,
             input_ids=input_ids,
             attention_mask=attention_mask,
             bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,
+            image_indices=image_indices,
+            encoded_images=encoded_images,
             **kwargs,
         )
+        pixel_mask = rows_of_texts(pixel_mask, input_ids, image_indices)
         pred_boxes = self._predict_boxes(outputs)
         losses = self._grounding_losses(outputs, pred_boxes, box_labels, mask_labels)
 
@@ -752,12 +820,14 @@ class OneRefForPreTraining(OneRefHeadModel):
         semantic_relation_labels: torch.FloatTensor | None = None,
         global_step: int | None = None,
         interpolate_pos_encoding: bool = False,
+        image_indices: torch.LongTensor | None = None,
+        encoded_images: Beit3EncodedImages | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> OneRefForPreTrainingOutput:
         r"""
         Args:
             pixel_values, input_ids, attention_mask, pixel_mask, bool_masked_pos, box_labels, mask_labels,
-            interpolate_pos_encoding:
+            interpolate_pos_encoding, image_indices, encoded_images:
                 As in [`OneRefForGrounding.forward`].
             visual_token_labels (`torch.LongTensor` of shape `(batch_size, P)`, *optional*):
                 Visual token of each masked patch ([`VqkdModel.get_codebook_indices`]), -100 elsewhere.
@@ -772,15 +842,18 @@ class OneRefForPreTraining(OneRefHeadModel):
                 Number of optimiser steps done. After `config.mlm_drop_worst_after` of them the hardest masked tokens
                 stop counting; without it all count.
         """
-        self._require_both_modalities(pixel_values, input_ids)
+        self._require_both_modalities(pixel_values if encoded_images is None else encoded_images, input_ids)
         outputs = self.oneref(
             pixel_values=pixel_values,
             input_ids=input_ids,
             attention_mask=attention_mask,
             bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,
+            image_indices=image_indices,
+            encoded_images=encoded_images,
             **kwargs,
         )
+        pixel_mask = rows_of_texts(pixel_mask, input_ids, image_indices)
         pred_boxes = self._predict_boxes(outputs)
         losses = self._grounding_losses(outputs, pred_boxes, box_labels, mask_labels)
 
@@ -838,10 +911,95 @@ class OneRefForPreTraining(OneRefHeadModel):
         )
 
 
+# What is small enough to be kept for hundreds of phrases.
+_ANSWERS = ("pred_boxes", "scores", "pred_masks", "similarity_map", "image_embeds", "text_embeds")
+
+
+@torch.no_grad()
+def answer_phrases(
+    model: nn.Module,
+    pixel_values: torch.FloatTensor,
+    input_ids: torch.LongTensor,
+    attention_mask: torch.Tensor | None = None,
+    pixel_mask: torch.Tensor | None = None,
+    image_indices: torch.LongTensor | None = None,
+    max_tokens_per_forward: int = 16384,
+    **options,
+) -> OneRefSegmentationOutput:
+    """
+    Answers any number of phrases about one or several pictures in bounded memory.
+
+    Every picture is embedded once. The phrases go through the model in parts of similar length, so that there is
+    hardly any padding, and none at all where the attention could do without a mask. The answers are in the order of
+    the phrases.
+
+    Args:
+        model: a OneRef model with a box head, in evaluation mode; it may be compiled or otherwise wrapped. One that
+            cannot encode pictures beforehand, such as an exported one, gets a copy of the picture with every phrase.
+        pixel_values: pictures `(num_images, 3, S, S)`: one for all phrases, one for each, or any number.
+        input_ids, attention_mask: phrases `(N, T)`, padded at the end.
+        pixel_mask: `(num_images, S, S)`, 1 where the canvas shows the picture.
+        image_indices: `(N,)`, the row in `pixel_values` of the picture of each phrase.
+        max_tokens_per_forward: bound of the positions, patches and words together, that the model sees at a time, but
+            at least one phrase. A base model needs about 35 kB for each in float32, and up to 1 GB for masks besides.
+        options: for every forward pass, such as `predict_masks=False`.
+
+    Returns:
+        [`OneRefSegmentationOutput`] with what the model gives of `pred_boxes`, `scores`, `pred_masks`,
+        `similarity_map`, `image_embeds` and `text_embeds`, and nothing else.
+
+    Raises:
+        ValueError: if the numbers of pictures and phrases do not fit.
+    """
+    num_phrases, text_length = input_ids.shape
+    rows = image_of_each_text(pixel_values, input_ids, image_indices)
+    if rows is None:
+        rows = torch.arange(num_phrases, device=input_ids.device)
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    positions = torch.arange(1, text_length + 1, device=input_ids.device)
+    lengths = (attention_mask * positions).amax(dim=1).cpu()
+    encode_images = getattr(model, "encode_images", None)
+    encoded = None if encode_images is None else encode_images(pixel_values)
+    image_tokens = 1 + pixel_values[0, 0].numel() // model.config.patch_size**2
+
+    order = lengths.argsort(stable=True)
+
+    def answered(part: slice) -> dict[str, torch.Tensor]:
+        chosen = order[part].to(input_ids.device)
+        longest = int(lengths[order[part]].max())
+        mask = attention_mask[chosen, :longest]
+        if encoded is None:
+            images = {"pixel_values": pixel_values[rows[chosen]]}
+        else:
+            images = {"encoded_images": encoded, "image_indices": rows[chosen]}
+        if pixel_mask is not None:
+            images["pixel_mask"] = pixel_mask[rows[chosen]] if encoded is None else pixel_mask
+        mask = None if mask.all() else mask
+        outputs = model(input_ids=input_ids[chosen, :longest], attention_mask=mask, **images, **options)
+        # Copies: some are views of what is large, and a CUDA graph writes the next part over its outputs.
+        return {name: outputs[name].clone() for name in _ANSWERS if outputs.get(name) is not None}
+
+    parts = [answered(part) for part in _parts(lengths[order].tolist(), image_tokens, max_tokens_per_forward)]
+    back = order.argsort().to(input_ids.device)
+    return OneRefSegmentationOutput(**{name: torch.cat([part[name] for part in parts])[back] for name in parts[0]})
+
+
+def _parts(lengths: list[int], image_tokens: int, max_tokens: int) -> list[slice]:
+    """Cuts phrases of ascending length into parts of at most `max_tokens` positions, or of one phrase."""
+    parts, start = [], 0
+    for end, length in enumerate(lengths):
+        if end > start and (end + 1 - start) * (image_tokens + length) > max_tokens:
+            parts.append(slice(start, end))
+            start = end
+    return [*parts, slice(start, len(lengths))]
+
+
 __all__ = [
     "OneRefForGrounding",
     "OneRefForPreTraining",
     "OneRefForSegmentation",
     "OneRefModel",
     "OneRefPreTrainedModel",
+    "answer_phrases",
 ]

@@ -14,7 +14,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_utils import load_image
 
 from .letterbox_oneref import flatten_images, read_picture
-from .modeling_oneref import OneRefForGrounding, OneRefForPreTraining, OneRefForSegmentation
+from .modeling_oneref import OneRefForGrounding, OneRefForPreTraining, OneRefForSegmentation, answer_phrases
 
 
 _ANSWERING_MODELS = {
@@ -23,7 +23,7 @@ _ANSWERING_MODELS = {
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _PICTURE_TYPES = (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor)
 # Arguments of preprocess, _forward and postprocess that a user gives.
-_PARAMETERS = (("text", "timeout"), ("mask", "max_phrases_per_forward"), ("threshold", "heatmap"))
+_PARAMETERS = (("text", "timeout"), ("mask", "max_tokens_per_forward"), ("threshold", "heatmap"))
 _KEPT_OUTPUTS = ("pred_boxes", "scores", "pred_masks", "similarity_map")
 
 
@@ -146,9 +146,10 @@ class ReferringExpressionPipeline(Pipeline):
             the model cannot segment. By default whatever the model can do.
         heatmap (`bool`, *optional*, defaults to `False`):
             Whether to add the similarity maps.
-        max_phrases_per_forward (`int`, *optional*, defaults to 8):
-            Bound of the memory for many phrases: a picture is prepared once, and the model sees that many of its
-            phrases at a time (or one per picture of the batch, if that is more).
+        max_tokens_per_forward (`int`, *optional*, defaults to 16384):
+            Bound of the memory for many phrases: a picture is prepared and embedded once, and the model sees so many
+            positions at a time, patches and words together, which is 27 phrases at 384 pixels (or one per picture of
+            the batch, if that is more). See [`~modeling_oneref.answer_phrases`].
         timeout (`float`, *optional*, defaults to 60):
             Seconds to wait for a web server; None waits for ever.
 
@@ -205,8 +206,8 @@ class ReferringExpressionPipeline(Pipeline):
                 f"mask=True needs a model that segments, but this is a {type(self.model).__name__}; use a "
                 "OneRefForSegmentation, converted from a RES checkpoint."
             )
-        if parameters.get("max_phrases_per_forward", 1) < 1:
-            raise ValueError(f"max_phrases_per_forward is at least 1, not {parameters['max_phrases_per_forward']}.")
+        if parameters.get("max_tokens_per_forward", 1) < 1:
+            raise ValueError(f"max_tokens_per_forward is at least 1, not {parameters['max_tokens_per_forward']}.")
         if not 0 <= parameters.get("threshold", 0) <= 1:
             raise ValueError(f"Scores lie in [0, 1], so the threshold cannot be {parameters['threshold']}.")
         return tuple({name: parameters[name] for name in names if name in parameters} for names in _PARAMETERS)
@@ -228,36 +229,31 @@ class ReferringExpressionPipeline(Pipeline):
         # because its own padding cannot hold several phrases per picture.
         return {"inputs": dict(inputs), "text": row["text"], "target_size": tuple(picture.shape[-2:])}
 
-    def _forward(self, model_inputs: dict, mask: bool | None = None, max_phrases_per_forward: int = 8) -> dict:
+    def _forward(self, model_inputs: dict, mask: bool | None = None, max_tokens_per_forward: int = 16384) -> dict:
         batched = isinstance(model_inputs["inputs"], list)
         pictures = model_inputs.pop("inputs") if batched else [model_inputs.pop("inputs")]
         pixel_values = torch.cat([picture["pixel_values"] for picture in pictures]).to(self.dtype)
-        pixel_mask = torch.cat([picture["pixel_mask"] for picture in pictures])
         phrases = [input_ids for picture in pictures for input_ids in picture["input_ids"]]
+        input_ids = pad_sequence(phrases, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         counts = [len(picture["input_ids"]) for picture in pictures]
-        owners = torch.arange(len(pictures)).repeat_interleave(torch.tensor(counts)).to(pixel_values.device)
         options = {}
         if self._segments:
             # A model trained on masks alone takes its boxes from them.
             options["predict_masks"] = mask is not False or self.model.config.trained_on_masks_only
-
-        chunk_size = max(max_phrases_per_forward, len(pictures))
-        chunks = []
-        for start in range(0, len(phrases), chunk_size):
-            chunk = phrases[start : start + chunk_size]
-            rows = owners[start : start + chunk_size]
-            padding = self.tokenizer.pad_token_id
-            outputs = self.model(
-                pixel_values=pixel_values[rows],
-                pixel_mask=pixel_mask[rows],
-                input_ids=pad_sequence(chunk, batch_first=True, padding_value=padding),
-                attention_mask=pad_sequence([torch.ones_like(ids) for ids in chunk], batch_first=True),
-                **options,
-            )
-            kept = [name for name in _KEPT_OUTPUTS if not (name == "pred_masks" and mask is False)]
-            chunks.append({name: outputs[name].cpu() for name in kept if outputs.get(name) is not None})
-        outputs = {name: torch.cat([chunk[name] for chunk in chunks]).split(counts) for name in chunks[0]}
-        outputs = [{name: values[index] for name, values in outputs.items()} for index in range(len(pictures))]
+        patches = pixel_values[0, 0].numel() // self.model.config.patch_size**2
+        outputs = answer_phrases(
+            self.model,
+            pixel_values=pixel_values,
+            input_ids=input_ids,
+            attention_mask=pad_sequence([torch.ones_like(ids) for ids in phrases], batch_first=True),
+            pixel_mask=torch.cat([picture["pixel_mask"] for picture in pictures]),
+            image_indices=torch.arange(len(pictures)).repeat_interleave(torch.tensor(counts)).to(input_ids.device),
+            max_tokens_per_forward=max(max_tokens_per_forward, len(pictures) * (1 + patches + input_ids.shape[1])),
+            **options,
+        )
+        kept = [name for name in _KEPT_OUTPUTS if not (name == "pred_masks" and mask is False)]
+        rows = {name: outputs[name].cpu().split(counts) for name in kept if outputs.get(name) is not None}
+        outputs = [{name: values[index] for name, values in rows.items()} for index in range(len(pictures))]
         return {"outputs": outputs if batched else outputs[0], **model_inputs}
 
     def postprocess(self, model_outputs: dict, threshold: float = 0.0, heatmap: bool = False):

@@ -19,9 +19,10 @@ class OneRefProcessor(ProcessorMixin):
     r"""
     Pairs pictures with phrases. A OneRef image processor and an XLM-RoBERTa tokenizer do the work.
 
-    Phrases are lower-cased, cut to 64 tokens with `<s>` and `</s>`, and padded to the longest of the batch
-    (`padding="max_length"` pads to 64). Control tokens typed by a user (`<mask>`, `</s>`) are text: they get a space
-    after their first character. (`split_special_tokens=True` would not do: the vocabulary knows them as pieces, too.)
+    Phrases are lower-cased, cut to 64 tokens with `<s>` and `</s>`, and padded to the longest of the batch.
+    `padding="max_length"` pads to 64; `pad_to_multiple_of=16` pads to a multiple, so that a compiled model sees few
+    shapes. Control tokens typed by a user (`<mask>`, `</s>`) are text: they get a space after their first character.
+    (`split_special_tokens=True` would not do: the vocabulary knows them as pieces, too.)
     """
 
     _auto_class = "AutoProcessor"
@@ -37,6 +38,7 @@ class OneRefProcessor(ProcessorMixin):
         text: str | list[str] | list[list[str]] | None = None,
         boxes=None,
         masks=None,
+        repeat_images: bool | None = None,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         """Prepares a batch of B pairs of a picture and a phrase.
@@ -48,6 +50,8 @@ class OneRefProcessor(ProcessorMixin):
             boxes: for training, one box per phrase: x0, y0, x1, y1 in pixels of its picture the right way up. Nested
                 like `text` or flat.
             masks: for training, one mask `(height, width)` per phrase, likewise.
+            repeat_images: whether a picture with several phrases appears once for each, as by default. False saves the
+                copies: there is one row per picture, and `image_indices` `(B,)` says which belongs to each phrase.
 
         Returns:
             Tensors (`return_tensors=None` gives lists). With images `pixel_values` `(B, 3, S, S)` and `pixel_mask`
@@ -62,6 +66,8 @@ class OneRefProcessor(ProcessorMixin):
             raise ValueError("OneRefProcessor needs images, text or both.")
         if images is None and (boxes is not None or masks is not None):
             raise ValueError("boxes and masks need the images they lie on.")
+        if repeat_images is False and (images is None or text is None or boxes is not None or masks is not None):
+            raise ValueError("repeat_images=False is for images and text together, without boxes and masks.")
         kwargs = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         data = {}
         phrases, phrases_per_image = None, None
@@ -71,8 +77,14 @@ class OneRefProcessor(ProcessorMixin):
             phrases, phrases_per_image = _pair(text, None if images is None else len(images))
             data.update(self._tokenized(phrases, **kwargs["text_kwargs"]))
         if images is not None:
+            rows_per_image = phrases_per_image
+            if repeat_images is False:
+                rows_per_image = None
+                owners = [image for image, count in enumerate(phrases_per_image) for _ in range(count)]
+                tensor_type = kwargs["text_kwargs"]["return_tensors"]
+                data.update(BatchFeature({"image_indices": owners}, tensor_type=tensor_type))
             pictures = self.image_processor(
-                images, boxes=boxes, masks=masks, phrases_per_image=phrases_per_image, **kwargs["images_kwargs"]
+                images, boxes=boxes, masks=masks, phrases_per_image=rows_per_image, **kwargs["images_kwargs"]
             )
             data = {**pictures, **data}
         return BatchFeature(data)
