@@ -367,6 +367,38 @@ def test_own_data_is_a_recipe_of_ten_lines():
     assert recipe.stages[0].init == "model" and not recipe.stages[0].freeze_backbone
 
 
+@pytest.mark.parametrize(
+    "name, arguments, splits",
+    [
+        ("own_data", [], {"my_data": ["val"]}),
+        ("own_data", ["--data.dataset", "photos.jsonl"], {"photos.jsonl": ["val"]}),
+        ("own_data", ["--data.dataset", "x", "--evaluation.splits", "{y: [test]}"], {"y": ["test"]}),
+        ("rec_single_base_refcoco", ["--data.dataset", "mine"], {"mine": ["val", "testA", "testB"]}),
+        (
+            "rec_mixed_base",
+            ["--data.dataset", "mine"],
+            {
+                "refcoco": ["val", "testA", "testB"],
+                "refcoco-plus": ["val", "testA", "testB"],
+                "refcocog": ["val", "test"],
+            },
+        ),
+    ],
+)
+def test_scores_follow_the_data_set_that_they_were_of(name, arguments, splits):
+    path, variant = RECIPES[name]
+    recipe = load_recipe(path, [*(["--variant", variant] if variant else []), *arguments])
+    assert recipe.evaluation.splits == splits and recipe.evaluation.dataset is None
+
+
+def test_a_file_that_extends_one_brings_its_data_set_to_the_scores(tmp_path):
+    base = write(tmp_path, "base", data={"dataset": "old"}, evaluation={"splits": {"old": ["val"], "other": ["test"]}})
+    assert load_recipe(base).evaluation.splits == {"old": ["val"], "other": ["test"]}
+    path = write(tmp_path, extends=base.name, data={"dataset": "new"})
+    assert load_recipe(path).evaluation.splits == {"new": ["val"], "other": ["test"]}
+    assert load_recipe(path, {"data.dataset": "newest"}).evaluation.splits == {"newest": ["val"], "other": ["test"]}
+
+
 @pytest.mark.parametrize("template", ["res", "rec_res"])
 def test_own_data_with_masks(tmp_path, template):
     text = (FOLDER / "own_data.yaml").read_text(encoding="utf-8")
@@ -548,6 +580,11 @@ def test_names_are_looked_up_among_what_was_converted(tmp_path, monkeypatch):
         (["--task", "mrefm"], "data.masking is needed for task mrefm, and for no other."),
         (["--task", "res"], "evaluation.metric: task res has no accuracy@0.5."),
         (["--data.dataset", "null"], "data.dataset is missing"),
+        (
+            ["--model.size", "null", "--model.init", "fresh"],
+            "model.size is missing; something fresh needs one (tiny, ",
+        ),
+        (["--model.size", "huge"], "model.size: expected tiny or base or large, found 'huge'."),
         (["seed", "1"], "Expected --key value, found 'seed'."),
         (["--seed", "1", "--seed", "2"], "--seed is given twice."),
         (["--data.images", "a", "--data", "{images: b}"], "set both 'data' as a whole and 'data.images'"),
@@ -620,6 +657,7 @@ def test_accelerate_reads_its_configurations(path):
         config.distributed_type
         == {
             "one_process": DistributedType.NO,
+            "multi_cpu": DistributedType.MULTI_GPU,  # so that several start
             "multi_gpu": DistributedType.MULTI_GPU,
             "multi_node": DistributedType.MULTI_GPU,
             "fsdp2": DistributedType.FSDP,
@@ -634,7 +672,8 @@ def test_accelerate_reads_its_configurations(path):
 
 
 def test_accelerate_launches_what_the_configurations_mean():
-    assert len(ACCELERATE) == 5
+    assert len(ACCELERATE) == 6
+    assert launched("multi_cpu").num_processes == 2 and launched("multi_cpu").multi_gpu
     assert launched("multi_gpu", "--num_processes", "4").num_processes == 4
     node = launched("multi_node", "--machine_rank", "3", "--main_process_ip", "10.0.0.1")
     assert (node.num_machines, node.num_processes, node.machine_rank, node.multi_gpu) == (4, 32, 3, True)

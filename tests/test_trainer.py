@@ -5,6 +5,7 @@ import copy
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -186,45 +187,36 @@ def test_a_step_is_the_originals(step, golden_model, golden, golden_facts, golde
 
 
 # Continuing ---------------------------------------------------------------------------------------------------------
-AUGMENTATION = {"crop": True, "num_scales": 2, "translate": True, "color_jitter": 0.4}
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == self.step
-
-
-def long_run(kind, folder, callbacks=None, **options):
-    """20 steps with everything random switched on: augmentation, masks, drop path, averaged weights."""
-    net = world.model(kind, drop_path_rate=0.3)
-    data = world.samples(kind, augmentation=AUGMENTATION)
-    extra = {"schedule": "cosine_per_epoch", "ema_decay": 0.9}
-    options = {"save_strategy": "steps", "save_steps": 10, "num_train_epochs": 8, "logging_steps": 5, **options}
-    return world.trainer(kind, folder, data=data, net=net, callbacks=callbacks, extra=extra, **options)
-
-
 @pytest.mark.parametrize("kind", ["res", "mrefm"])
 def test_an_interrupted_run_ends_bit_for_bit_where_a_straight_one_does(kind, tmp_path):
-    straight = long_run(kind, tmp_path / "straight")
+    straight = world.long_run(kind, tmp_path / "straight")
     straight.train()
-    long_run(kind, tmp_path / "parts", [StopAt(10)]).train()
-    resumed = long_run(kind, tmp_path / "parts", dataloader_num_workers=2)
+    world.long_run(kind, tmp_path / "parts", [world.StopAt(10)]).train()
+    resumed = world.long_run(kind, tmp_path / "parts", dataloader_num_workers=2)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 20
-    for model, other in ((straight.model, resumed.model), (straight.average.module, resumed.average.module)):
-        expected, found = model.state_dict(), other.state_dict()
-        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    expected, found = world.all_weights(straight), world.all_weights(resumed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
     tails = [trainer.state.log_history[-3]["loss"] for trainer in (straight, resumed)]
     assert tails[0] == tails[1]
+
+
+def test_a_complete_run_takes_no_further_step(tmp_path):
+    """Its last step is in the middle of an epoch, and it was killed before anything came of it."""
+    options = {"save_strategy": "steps", "save_steps": 4, "max_steps": 4}
+    run = world.trainer("rec", tmp_path, **options)
+    run.train()
+    again = world.trainer("rec", tmp_path, **options)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4 and [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+    expected, found = run.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_a_stream_continues_where_it_was(tmp_path):
     def streamed(folder, callbacks=None):
         data = StreamedReferringSamples(
-            world.records(6).to_iterable_dataset(num_shards=2), world.processor(), augmentation=AUGMENTATION
+            world.records(6).to_iterable_dataset(num_shards=2), world.processor(), augmentation=world.AUGMENTATION
         )
         options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
         schedule = {"schedule": "cosine_per_step"}
@@ -232,24 +224,16 @@ def test_a_stream_continues_where_it_was(tmp_path):
 
     straight = streamed(tmp_path / "straight")
     straight.train()
-    streamed(tmp_path / "parts", [StopAt(3)]).train()
+    streamed(tmp_path / "parts", [world.StopAt(3)]).train()
     resumed = streamed(tmp_path / "parts")
     resumed.train(resume_from_checkpoint=True)
     expected, found = straight.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-class Terminate(TrainerCallback):
-    """What a cluster does to the process in the middle of a step."""
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 def test_sigterm_saves_after_the_step_and_stops(tmp_path):
     handler = signal.getsignal(signal.SIGTERM)
-    run = world.trainer("rec", tmp_path, callbacks=[Terminate()], save_strategy="steps", save_steps=100)
+    run = world.trainer("rec", tmp_path, callbacks=[world.Terminate(4)], save_strategy="steps", save_steps=100)
     run.train()
     assert run.stopped_early and run.state.global_step == 4
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
@@ -491,21 +475,51 @@ def test_impossible_settings_are_refused(tmp_path):
 
 
 # Processes ----------------------------------------------------------------------------------------------------------
-def test_two_processes_learn_what_one_does(tmp_path):
-    """Boxes, masks (synchronised batch norm) and both kinds of MRefM steps, over 20 steps."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir(), two.mkdir()
-    world.train_every_kind(one)
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder that two processes of `trainer_world.py` left."""
+    folder = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    subprocess.run([*command, world.__file__, str(two)], check=True, capture_output=True, env=ENVIRONMENT)
-    for kind in ("rec", "res", "mrefm"):
-        expected, found = (json.loads((folder / f"{kind}.json").read_text()) for folder in (one, two))
-        assert len(found["curve"]) == 20
-        for row, other in zip(expected["curve"], found["curve"]):
-            assert other.keys() == row.keys()
-            del row["grad_norm"], other["grad_norm"]
-            assert other == pytest.approx(row, abs=1e-5)
-        for name in ("eval_accuracy@0.5", "eval_mean_iou", "eval_miou", "eval_samples"):
-            if name in expected["scores"]:
-                assert found["scores"][name] == pytest.approx(expected["scores"][name], abs=1e-5)
-        assert found["scores"]["eval_samples"] == 7
+    program = [*command, world.__file__, str(folder)]
+    done = subprocess.run(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["rec", "res", "mrefm", "contrastive"])
+def test_two_processes_learn_what_one_does(kind, tmp_path, two_processes):
+    """Boxes, masks (synchronised batch norm), both kinds of MRefM steps, and pairs over all processes; 20 steps."""
+    world.train_every_kind(tmp_path, [kind])
+    expected, found = (json.loads((folder / f"{kind}.json").read_text()) for folder in (tmp_path, two_processes))
+    assert len(found["curve"]) == 20
+    for row, other in zip(expected["curve"], found["curve"]):
+        assert other.keys() == row.keys()
+        del row["grad_norm"], other["grad_norm"]
+        assert other == pytest.approx(row, abs=1e-5)
+    for name in ("eval_accuracy@0.5", "eval_mean_iou", "eval_miou", "eval_samples"):
+        if name in expected["scores"]:
+            assert found["scores"][name] == pytest.approx(expected["scores"][name], abs=1e-5)
+    assert found["scores"]["eval_samples"] == 7
+
+
+def test_all_processes_stop_when_one_is_told_to_and_continue_exactly(two_processes):
+    for rank in (0, 1):
+        facts = json.loads((two_processes / f"continued-{rank}.json").read_text())
+        assert facts == {"stopped": [True, 7], "resumed": [False, 20], "different": []}
+
+
+def test_processes_share_a_stream(two_processes):
+    """Two epochs of eight records in two shards, two samples per process and step."""
+    seen = [json.loads((two_processes / f"stream-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [len(ids) for ids in seen] == [8, 8]
+    for epoch in (slice(4), slice(4, 8)):
+        assert sorted(seen[0][epoch] + seen[1][epoch]) == [f"r{number}" for number in range(8)]
+
+
+def test_every_process_names_the_loss_and_the_samples_that_one_could_not_take(two_processes):
+    """So the one that prints does."""
+    for rank in (0, 1):
+        sample, sentence = json.loads((two_processes / f"broken-{rank}.json").read_text())
+        assert re.match(
+            rf"The loss box_l1 is nan and box_giou is nan for the samples .*\b{sample}\b.* in step 1", sentence
+        )

@@ -9,18 +9,21 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import convert_oneref
 import pytest
 import torch
 import trainer_world as world
+from hub_server import TOKEN, PushHub
 from PIL import Image
 
 from oneref_hf import OneRefForGrounding, OneRefForPreTraining, OneRefForSegmentation, OneRefModel, OneRefProcessor
 from oneref_hf.data.loading import load_referring_dataset
 from oneref_hf.data.pseudo_labels import Detection, pseudo_phrases, without_duplicates
 from oneref_hf.data.semantic_relation import semantic_relation_labels
+from oneref_hf.recipes import load_recipe, recipes_in
+from oneref_hf.trainer_callbacks import StopOnSigterm
 from oneref_hf.training_command import main
 from oneref_hf.training_run import resize_positions
 
@@ -65,6 +68,7 @@ def test_a_smoke_run_gives_a_model_and_its_scores(name, recipe, model_class, sco
     assert run(name, recipe, tmp_path) == 0
     finished = Path(capsys.readouterr().out.splitlines()[-1].removeprefix("finished: "))
     model, processor = model_class.from_pretrained(finished), OneRefProcessor.from_pretrained(finished)
+    assert (finished.parent / "curves.png").is_file() and (finished / "README.md").is_file()
     assert model.config.drop_path_rate == 0 and model.config.loss_weights["box_l1"] == 1
     with torch.no_grad():
         boxes = model.eval()(**processor(Image.new("RGB", (80, 60)), "the red box")).pred_boxes
@@ -105,6 +109,14 @@ def test_a_mistake_is_one_sentence(change, sentence, tmp_path, capsys):
     assert run("finetune", REC, tmp_path, *change) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("finetune: ") and sentence in error
+
+
+def test_the_folder_of_the_scripts_hides_no_library(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(TRAINING)
+    monkeypatch.delitem(sys.modules, "evaluate", raising=False)
+    assert Path(importlib.util.find_spec("evaluate").origin) == TRAINING / "evaluate.py"
+    assert main("finetune", "", (), ["nothing.yaml"]) == 1
+    assert Path(importlib.util.find_spec("evaluate").origin).name == "__init__.py"
 
 
 def test_a_script_refuses_the_recipes_of_the_other(tmp_path, capsys):
@@ -177,26 +189,147 @@ def test_fsdp2_on_two_processes_saves_what_one_process_loads(tmp_path, alone):
             torch.testing.assert_close(sharded[name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_sigterm_ends_with_a_checkpoint_and_the_same_command_continues(tmp_path):
-    arguments = command("finetune", REC, tmp_path, "--stages.all.max_steps", "40", "--stages.all.epochs", "8")
-    process = subprocess.Popen(
-        [sys.executable, str(TRAINING / "finetune.py"), *arguments],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+def test_sigterm_ends_with_status_143_and_the_same_command_continues(tmp_path, monkeypatch, capsys):
+    def terminate(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    options = ["--stages.all.max_steps", "5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnSigterm, "on_step_begin", terminate)
+        assert run("finetune", REC, tmp_path, *options) == 143
+    assert capsys.readouterr().err.splitlines()[-1].endswith("the same command continues")
+    assert [path.name for path in (tmp_path / "warm-up").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert run("finetune", REC, tmp_path, *options) == 0
+    assert (tmp_path / "warm-up" / "checkpoint-5").is_dir() and (tmp_path / "results.json").is_file()
+
+
+def test_sigterm_in_the_last_step_of_a_stage_does_not_begin_the_next(tmp_path, monkeypatch, capsys):
+    def terminate(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnSigterm, "on_save", terminate, raising=False)
+        assert run("finetune", REC, tmp_path) == 143
+    assert "stopped after step 2 of stage 'warm-up'" in capsys.readouterr().err
+    assert not (tmp_path / "fine-tuning").exists()
+    assert run("finetune", REC, tmp_path) == 0
+    assert not (tmp_path / "warm-up" / "checkpoint-3").exists()
+
+
+def test_bfloat16_is_used_and_learns_nearly_the_same(tmp_path):
+    for precision in ("float32", "bfloat16"):
+        assert run("finetune", REC, tmp_path / precision, "--run.precision", precision) == 0
+    exact, rounded = (first_losses(tmp_path / precision) for precision in ("float32", "bfloat16"))
+    assert rounded != pytest.approx(exact, rel=1e-5) and rounded == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", recipes_in(RECIPES).values(), ids=recipes_in(RECIPES))
+def test_every_recipe_smokes(recipe, tmp_path):
+    path, variant = recipe
+    name = "pretrain_mrefm" if load_recipe(path, {"smoke": True}).task == "mrefm" else "finetune"
+    assert run(name, (path.name, *(["--variant", variant] if variant else [])), tmp_path) == 0
+    assert len(list(tmp_path.glob("*/finished/model.safetensors"))) == len(list(tmp_path.glob("*/curves.png"))) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, recipe, stage", [("finetune", RES, "fine-tuning"), ("pretrain_mrefm", MREFM, "warm-up")]
+)
+def test_a_compiled_run_learns_the_same(name, recipe, stage, tmp_path):
+    options = ["--stages.all.drop_path_rate", "0", "--stages.all.max_steps", "6"]
+    for how in ("false", "true"):
+        assert run(name, recipe, tmp_path / how, "--run.compile", how, *options) == 0
+    states = [tmp_path / how / stage / "checkpoint-6" / "trainer_state.json" for how in ("false", "true")]
+    expected, found = (world.curve(json.loads(state.read_text())["log_history"]) for state in states)
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
+
+
+# A person's own data ------------------------------------------------------------------------------------------------
+@pytest.fixture
+def own_data(tmp_path, monkeypatch):
+    """A working directory with pictures, JSON Lines and a converted model."""
+    monkeypatch.chdir(tmp_path)
+    photos = Path("my_data", "photos")
+    photos.mkdir(parents=True)
+    for split, number in (("train", 12), ("val", 5)):
+        rows = []
+        for index, record in enumerate(world.records(number)):
+            picture = f"photos/{split}{index}.png"
+            record["image"].save(Path("my_data", picture))
+            rows.append({"image": picture, "phrase": record["phrase"], "box": record["box"]})
+        Path("my_data", f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fixtures = ["--tokenizer", str(world.FIXTURES / "tiny.spm"), "--task", "grounding", "--output", "converted/tiny"]
+    assert convert_oneref.main([str(world.FIXTURES / "mrefm_checkpoint.pth"), *fixtures]) == 0
+    return [
+        str(TRAINING / "finetune.py"),
+        str(RECIPES / "own_data.yaml"),
+        *("--model.init", "tiny", "--model.image_size", "64", "--run.workers", "0"),
+        *("--stages.fine-tuning.epochs", "2", "--stages.fine-tuning.batch_size", "4"),
+    ]
+
+
+def test_own_data_becomes_a_fine_tuned_evaluated_and_pushed_model(own_data, tmp_path):
+    with PushHub() as hub:
+        hub_settings = {
+            "HF_ENDPOINT": hub.address,
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+        }
+        done = subprocess.run(
+            [*LAUNCH, "--config_file", str(CONFIGS / "one_process.yaml"), *own_data, "--push_to_hub", "me/my-model"],
+            env={**ENVIRONMENT, **hub_settings, "NO_PROXY": "127.0.0.1"},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "finished: outputs/own_data/fine-tuning/finished"
+    finished = tmp_path / "outputs" / "own_data" / "fine-tuning" / "finished"
+
+    ((repo_id, _, _),) = hub.commits
+    pushed = tmp_path / "pushed"
+    pushed.mkdir()
+    for name, content in hub.repositories[repo_id].items():
+        (pushed / name).write_bytes(content)
+    assert repo_id == "me/my-model" and {path.name for path in finished.iterdir()} == set(os.listdir(pushed))
+    trained, before = (
+        OneRefForGrounding.from_pretrained(folder).state_dict() for folder in (pushed, "converted/tiny")
     )
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "warm-up").glob("checkpoint-*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 143, error[-2000:]
-    assert "the same command continues" in error.strip().splitlines()[-1]
-    assert not (tmp_path / "fine-tuning" / "finished").exists()
-    assert main("finetune", "", TASKS["finetune"], arguments) == 0
-    state = json.loads((tmp_path / "fine-tuning" / "checkpoint-40" / "trainer_state.json").read_text())
-    assert state["global_step"] == 40
+    assert not torch.equal(trained["oneref.text_projection.weight"], before["oneref.text_projection.weight"])
+
+    (scores,) = json.loads((tmp_path / "outputs" / "own_data" / "results.json").read_text()).values()
+    arguments = ["--model", str(pushed), "--dataset", "my_data", "--split", "val", "--output", "scores"]
+    assert script("evaluate").main(arguments) == 0
+    expected = json.loads(Path("scores", "results.json").read_text())["splits"]["val"]["rec"]
+    assert scores["val"]["samples"] == expected["samples"] == 5
+    assert scores["val"]["mean_iou"] == pytest.approx(expected["mean_iou"], abs=1e-6)
+    card = (pushed / "README.md").read_text()
+    assert f"| my_data | val | mean_iou | {expected['mean_iou']:g} |" in card
+    assert 'pipeline("referring-expression", model="me/my-model")' in card
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (("--push_to_hub", "me/my-model"), "push_to_hub: nobody is logged in to the Hub"),
+        (("--evaluation.splits", "{my_data: [test]}"), "evaluation.splits: "),
+        (("--stages.fine-tuning.batch_size", "32"), "has 12 records to train on, which is less than one batch"),
+        (("--model.size", "base"), "'converted/tiny' is not of size base"),
+    ],
+)
+def test_what_would_spoil_the_end_is_said_at_the_beginning(change, sentence, own_data, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    arguments = own_data[1:]
+    if change[0] in arguments:
+        place = arguments.index(change[0])
+        del arguments[place : place + 2]
+    assert main("finetune", "", TASKS["finetune"], [*arguments, *change]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("finetune: ") and sentence in error
+    assert not list(Path("outputs").rglob("checkpoint-*"))
 
 
 # Model --------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ A file holds the sections of `Recipe`, and besides
 - `variants`: named changes, one of which `--variant NAME` adds; the recipe is then called FILE_NAME;
 - `smoke`: the changes that `--smoke` adds: a tiny fresh model and two steps per stage on synthetic pictures.
 
-Sections merge key by key; what is not a section (a list, `columns`, `splits`) is replaced as a whole. `stages` is a
+Sections merge key by key; what is not a section (a list, `columns`, `splits`) is replaced as a whole. A change of
+`data.dataset` without one of `evaluation.splits` has the new data set scored where the old one was. `stages` is a
 mapping in the order of training. In it, `all` stands for every stage (what is named beside it wins), and a stage set
 to null is left out. `losses` maps the names of `OneRefConfig.loss_weights` to true (the weight of the configuration),
 false or a weight.
@@ -59,13 +60,13 @@ def _within(low: float, high: float = float("inf"), **options):
 class Model:
     """What is trained.
 
-    size: key of `MODEL_SIZES`; the weights of `init` must be of this size.
+    size: key of `MODEL_SIZES`, which the weights of `init` must have; None takes any, but what is `fresh` needs one.
     init: name of a released model (looked up in `Recipe.converted`), a directory, a Hub id, or `fresh`.
     image_size: canvas side in pixels; position tables of another size are interpolated.
     visual_tokenizer: as `init`, for the VQ-KD model of MRefM; None where no loss needs it.
     """
 
-    size: Literal["tiny", "base", "large"]
+    size: Literal["tiny", "base", "large"] | None = dataclasses.field(default=None, kw_only=True)
     init: str
     image_size: int = _within(1)
     visual_tokenizer: str | None = None
@@ -280,16 +281,16 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] =
     if variant is not None:
         if variant not in variants:
             raise RecipeError(f"{path} has no variant {variant!r}{_nearest(variant, variants)}")
-        raw = _merge(raw, variants[variant], _RECIPE)
+        raw = _merge_recipe(raw, variants[variant])
     if smoke:
-        raw = _merge(raw, smoke_changes, _RECIPE)
+        raw = _merge_recipe(raw, smoke_changes)
         raw.pop("output_dir", None)  # that of the real run
     changes = _nested(changes)
     _check_keys(changes, _RECIPE, "the overrides")
     for stage in changes.get("stages") or {}:
         if stage not in (raw.get("stages") or {}):
             raise RecipeError(f"the overrides: there is no stage {stage!r}{_nearest(stage, raw.get('stages') or {})}")
-    raw = _merge(raw, changes, _RECIPE)
+    raw = _merge_recipe(raw, changes)
     if variants and variant is None and not _names_data(raw):
         raise RecipeError(f"{path} holds several recipes; choose one with --variant: {', '.join(variants)}.")
 
@@ -434,8 +435,22 @@ def _merged_file(path: Path, extending: tuple[Path, ...] = ()) -> dict:
         raise RecipeError(f"{path}: extends names one file or a list of files, not {parents!r:.60}.")
     merged: dict = {}
     for parent in [parents] if isinstance(parents, str) else parents:
-        merged = _merge(merged, _merged_file(path.parent / parent, (*extending, path.resolve())), _FILE)
-    return _merge(merged, layer, _FILE)
+        merged = _merge_recipe(merged, _merged_file(path.parent / parent, (*extending, path.resolve())))
+    return _merge_recipe(merged, layer)
+
+
+def _merge_recipe(base: dict, layer: dict) -> dict:
+    """`layer` on top of `base`; scores of a data set that the layer replaces become those of the new one."""
+    merged = _merge(base, layer, _FILE)
+    old, new = ((values.get("data") or {}).get("dataset") for values in (base, merged))
+    splits = (merged.get("evaluation") or {}).get("splits")
+    replaced = isinstance(old, str) and isinstance(new, str) and isinstance(splits, dict) and old in splits
+    if replaced and "splits" not in (layer.get("evaluation") or {}):
+        merged["evaluation"] = {
+            **merged["evaluation"],
+            "splits": {new if name == old else name: parts for name, parts in splits.items()},
+        }
+    return merged
 
 
 def _merge(base: dict, layer: dict, schema: dict) -> dict:
@@ -630,6 +645,8 @@ def _check_consistency(recipe: Recipe) -> None:
         raise RecipeError("data.masking is needed for task mrefm, and for no other.")
     if recipe.data.dataset is None:
         raise RecipeError("data.dataset is missing; name a data set.")
+    if recipe.model.size is None and FRESH in (recipe.model.init, recipe.model.visual_tokenizer):
+        raise RecipeError(f"model.size is missing; something {FRESH} needs one ({', '.join(MODEL_SIZES)}).")
     metric = recipe.evaluation.metric
     if metric is not None and metric not in _METRICS[recipe.task]:
         raise RecipeError(f"evaluation.metric: task {recipe.task} has no {metric}.")

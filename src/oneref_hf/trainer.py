@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
@@ -46,7 +46,7 @@ class OneRefTrainer(Trainer):
 
     Samples come from `data.training.ReferringSamples`, whose order is this trainer's; anything with the same entries
     works as well. `args` is copied, and of the copy `remove_unused_columns` and `logging_nan_inf_filter` are switched
-    off, because this trainer does without both.
+    off, because this trainer does without both. A process uses one GPU; for more, start more.
 
     Parameters that no active loss reaches are frozen during `train`, so data-parallel training need not search for
     them. Losses are averaged over the whole global batch, also those over a varying number of masked patches or words;
@@ -87,6 +87,7 @@ class OneRefTrainer(Trainer):
             raise ValueError(f"schedule is one of {', '.join(SCHEDULES)} or None, not {schedule!r}.")
         args = copy.copy(args)
         args.remove_unused_columns = args.logging_nan_inf_filter = False
+        args._n_gpu = min(args.n_gpu, 1)  # else one process would spread every batch over all GPUs in sight
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False
         if freeze_backbone:
@@ -96,6 +97,9 @@ class OneRefTrainer(Trainer):
         collator = data_collator or ReferringCollator(model.config.pad_token_id)
         super().__init__(model, args, collator, *others, **more)
         self.schedule, self.decay_everything = schedule, decay_everything
+        # The mask head is half of a step, and of no use to one without its losses.
+        weights = getattr(model.config, "loss_weights", None) or {}
+        self._masks_idle = hasattr(model, "mask_head") and not (weights.get("mask_focal") or weights.get("mask_dice"))
         self._steps_per_epoch: int | None = None
         self._losses: dict[str, torch.Tensor] = {}
         self._loss_steps: dict[str, int] = {}
@@ -172,7 +176,10 @@ class OneRefTrainer(Trainer):
             TrainingStopped: if a loss is not finite, on every process.
             ValueError: if no loss is active.
         """
-        outputs = model(**{name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL})
+        given = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
+        if model.training and self._masks_idle:
+            given["predict_masks"] = False
+        outputs = model(**given)
         if outputs.loss_dict is None:
             raise ValueError(
                 "No loss is active: check the model's loss_weights against the labels in the batch "
@@ -194,11 +201,11 @@ class OneRefTrainer(Trainer):
         self._stop.agreed = stop > 0
         if broken:
             what = " and ".join(f"{name} is {x.item()}" for name, x in losses.items() if not x.isfinite())
-            where = f" for the samples {', '.join(sample_ids)}" if sample_ids else ""
+            where = f" for the samples {', '.join(sample_ids)}" if what and sample_ids else ""
+            found = ", ".join(filter(None, gather_object([what + where])))
             raise TrainingStopped(
-                f"The loss {what + where if what else 'of another process is not finite'} in step "
-                f"{self.state.global_step + 1}, which was not taken. Continue from the last checkpoint with a lower "
-                "learning rate or without these samples."
+                f"The loss {found} in step {self.state.global_step + 1}, which was not taken. Continue from the last "
+                "checkpoint with a lower learning rate or without these samples."
             )
 
     def _note(self, losses: Mapping[str, torch.Tensor]) -> None:
@@ -220,9 +227,18 @@ class OneRefTrainer(Trainer):
         """As in Transformers, with parameters that no active loss reaches frozen for the time."""
         with self._unused_parameters_frozen():
             try:
-                return super().train(*args, **kwargs)
+                result = super().train(*args, **kwargs)
+                # What came too late for a step to notice.
+                requested = torch.tensor(float(self._stop.requested), device=self.args.device)
+                self._stop.agreed = self.accelerator.reduce(requested, "sum").item() > 0
+                return result
             finally:
                 self._stop.restore()
+
+    def _run_epoch(self, **options) -> None:
+        """As in Transformers, which takes one more step when it continues a run that has taken all of them."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**options)
 
     def _step_kinds(self) -> list[int]:
         """Global steps that stand for every kind of step."""
@@ -285,7 +301,8 @@ class OneRefTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        if self.accelerator.scaler is None and not math.isfinite(grad_norm):
+        # DeepSpeed may know no norm.
+        if self.accelerator.scaler is None and grad_norm is not None and not math.isfinite(grad_norm):
             raise TrainingStopped(
                 f"The losses are finite but their gradient is not in step {self.state.global_step + 1}, which was not "
                 "taken. Continue from the last checkpoint with a lower learning rate."
@@ -294,7 +311,7 @@ class OneRefTrainer(Trainer):
 
     @property
     def stopped_early(self) -> bool:
-        """Whether SIGTERM ended the last `train`; it saved a checkpoint."""
+        """Whether a process got SIGTERM during the last `train`, which then saved a checkpoint and ended."""
         return self._stop.agreed
 
     # Evaluation ---------------------------------------------------------------------------------------------------

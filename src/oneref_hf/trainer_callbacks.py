@@ -45,10 +45,16 @@ class StopOnSigterm(TrainerCallback):
         if self.agreed:
             control.should_save = control.should_training_stop = True
 
+    def on_epoch_end(self, args, state, control, **kwargs):
+        # Transformers takes the stop for the end of the epoch, but a straight run would not be scored here.
+        if self.agreed and state.epoch % 1:
+            control.should_evaluate = control.should_save = False
+
     def on_train_end(self, args, state, control, **kwargs):
         self.restore()
 
     def restore(self) -> None:
+        """Gives SIGTERM back to whoever handled it before."""
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None

@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def main(name: str, description: str, tasks: Sequence[str], arguments: list[str] | None = None) -> int:
@@ -16,6 +17,8 @@ def main(name: str, description: str, tasks: Sequence[str], arguments: list[str]
     )
     parser.add_argument("recipe", help="a YAML file, see training/recipes/")
     options, changes = parser.parse_known_args(arguments)
+    # Python puts the script's folder first, where evaluate.py would hide the library of that name.
+    sys.path[:] = [folder for folder in sys.path if not Path(folder, "evaluate.py").is_file()]
 
     from .recipes import RecipeError, load_recipe
 
@@ -36,22 +39,23 @@ def main(name: str, description: str, tasks: Sequence[str], arguments: list[str]
     except RunStopped as stop:
         _complain(name, stop)
         return STOPPED_BY_SIGTERM
-    except (RecipeError, DatasetError, UnusableSample, TrainingStopped, ImportError, OSError) as error:
+    except (RecipeError, TrainingStopped) as error:
         return _complain(name, error)
-    if _is_main():
+    except (DatasetError, UnusableSample, ImportError, OSError) as error:
+        return _complain(name, error, of_one_process=True)
+    except KeyboardInterrupt:
+        return 130
+    if os.environ.get("RANK", "0") == "0":
         print(f"finished: {finished}")
     return 0
 
 
-def _complain(name: str, error: Exception) -> int:
-    if _is_main() or os.environ.get("LOCAL_RANK") is None:
+def _complain(name: str, error: Exception, of_one_process: bool = False) -> int:
+    """Once per machine what all processes know, from whichever it comes what one of them met."""
+    if of_one_process or os.environ.get("LOCAL_RANK", "0") == "0":
         # What comes from a worker process brings that process's traceback; its last line is the sentence.
         sentence = (
             str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
         )
         print(f"{name}: {sentence}", file=sys.stderr)
     return 1
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -3,10 +3,11 @@
 
     OUTPUT_DIR/recipe.yaml              what is trained
     OUTPUT_DIR/STAGE/checkpoint-STEP    to continue from; the newest and the best are kept
+    OUTPUT_DIR/STAGE/curves.png         every loss and score of the stage
     OUTPUT_DIR/STAGE/finished           the model that a stage hands on, complete with its processor
-    OUTPUT_DIR/results.json             scores of the last one on the recipe's splits
+    OUTPUT_DIR/results.json             scores of the last one on the recipe's splits, which are on its card, too
 
-The same command continues a run that was stopped, or does nothing if it is complete.
+The same command continues a run that was stopped, or does nothing if it is complete (but push it, where it should).
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from accelerate import PartialState
 from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
 from .configuration_oneref import DEFAULT_LOSS_WEIGHTS, OneRefConfig
 from .configuration_vqkd import VqkdConfig
 from .data.collator import ReferringCollator
 from .data.loading import load_referring_dataset
+from .data.sources import DatasetError
 from .data.text_masking import ReferringTextMasker
 from .data.training import ReferringMasking, ReferringSamples, StreamedReferringSamples, with_parsed_words
 from .modeling_beit3 import POSITION_OFFSET
@@ -36,8 +39,12 @@ from .processing_oneref import OneRefProcessor
 from .recipes import FRESH, MODEL_SIZES, SYNTHETIC, Recipe, RecipeError, Stage
 from .trainer import MRefMTrainer, OneRefTrainer
 from .trainer_callbacks import AVERAGED_FOLDER
+from .training_curves import save_training_curves
+from .training_publish import push, require_login, write_card
 from .training_smoke import smoke_processor, smoke_records
 
+
+logger = logging.get_logger(__name__)
 
 FINISHED = "finished"
 STOPPED_BY_SIGTERM = 143  # what a shell reports for it
@@ -55,17 +62,22 @@ class RunStopped(Exception):
 
 
 def run_recipe(recipe: Recipe) -> Path:
-    """Trains every stage that is not finished, scores the result and returns its directory.
+    """Trains every stage that is not finished, scores the result, pushes it if it should, and returns its directory.
 
     Called alike by all processes that `accelerate launch` starts.
 
     Raises:
-        RecipeError: if the output directory holds another run, or a model of the recipe is missing.
+        RecipeError: if the output directory holds another run, or something that the recipe names is missing.
         DatasetError, TrainingStopped, UnusableSample, OSError: with one sentence for a person.
         RunStopped: after SIGTERM.
     """
-    state = PartialState(cpu=True) if recipe.smoke else PartialState()
+    state = PartialState(cpu=_on_cpu(recipe))
     _claim(recipe, state)
+    require_login(recipe)
+    results = Path(recipe.output_dir, "results.json")
+    if not results.exists():
+        with state.main_process_first():
+            _require_scored_data(recipe)
     source = recipe.locate(recipe.model.init)
     for number, stage in enumerate(recipe.stages):
         source = recipe.locate(recipe.model.init) if stage.init == "model" else source
@@ -75,12 +87,13 @@ def run_recipe(recipe: Recipe) -> Path:
         if not finished.is_dir():
             _run_stage(recipe, stage, source, hand_on, state)
         source = str(finished)
-    results = Path(recipe.output_dir, "results.json")
     if recipe.evaluation.splits and not results.exists():
         _score(recipe, recipe.stages[-1], source, results)
-    if recipe.push_to_hub is not None and state.is_main_process:
-        _MODEL_CLASSES[recipe.task].from_pretrained(source).push_to_hub(recipe.push_to_hub)
-        OneRefProcessor.from_pretrained(source).push_to_hub(recipe.push_to_hub)
+    if state.is_main_process:
+        scores = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+        write_card(recipe, scores, Path(source))
+        if recipe.push_to_hub is not None:
+            push(Path(source), recipe.push_to_hub)
     return Path(source)
 
 
@@ -104,16 +117,26 @@ def _run_stage(recipe: Recipe, stage: Stage, source: str, hand_on: str, state: P
     folder = Path(recipe.output_dir, stage.name)
     trainer = build_trainer(recipe, stage, source)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    if state.is_main_process:
+        _draw_curves(trainer.state.log_history, folder / "curves.png")
     if trainer.stopped_early:
         raise RunStopped(
             f"stopped after step {trainer.state.global_step} of stage '{stage.name}', which is saved in {folder}; the "
             "same command continues"
         )
-    last = get_last_checkpoint(folder)
-    checkpoint = Path(trainer.state.best_model_checkpoint or last) if hand_on == "best" else Path(last)
+    # By number, since the path in the state is wrong once the run has moved.
+    best = folder / f"checkpoint-{trainer.state.best_global_step}"
+    checkpoint = best if hand_on == "best" and best.is_dir() else Path(get_last_checkpoint(folder))
     if state.is_main_process:
         _finish(recipe, checkpoint, folder / FINISHED, trainer.processing_class)
     state.wait_for_everyone()
+
+
+def _draw_curves(log: list[dict], path: Path) -> None:
+    try:
+        save_training_curves(log, path)
+    except (ImportError, ValueError) as error:  # without matplotlib, or before anything was logged
+        logger.warning(f"There is no {path}: {error}")
 
 
 def _finish(recipe: Recipe, checkpoint: Path, folder: Path, processor: OneRefProcessor) -> None:
@@ -175,7 +198,7 @@ def training_arguments(recipe: Recipe, stage: Stage) -> TrainingArguments:
         learning_rate=stage.learning_rate,
         weight_decay=recipe.optimizer.weight_decay,
         max_grad_norm=recipe.optimizer.max_grad_norm,
-        optim="adamw_torch_fused" if torch.cuda.is_available() and not recipe.smoke else "adamw_torch",
+        optim="adamw_torch" if _on_cpu(recipe) else "adamw_torch_fused",
         bf16=run.precision == "bfloat16",
         activation_checkpointing=run.gradient_checkpointing,
         torch_compile=run.compile,
@@ -189,10 +212,15 @@ def training_arguments(recipe: Recipe, stage: Stage) -> TrainingArguments:
         greater_is_better=True,
         dataloader_num_workers=run.workers,
         dataloader_drop_last=True,
-        dataloader_pin_memory=not recipe.smoke,
-        use_cpu=recipe.smoke,
+        dataloader_pin_memory=not _on_cpu(recipe),
+        use_cpu=_on_cpu(recipe),
         report_to="none",
     )
+
+
+def _on_cpu(recipe: Recipe) -> bool:
+    """Without an accelerator this must be said, or each of several processes would take itself for the only one."""
+    return recipe.smoke or not torch.accelerator.is_available()
 
 
 # Model ------------------------------------------------------------------------------------------------------------
@@ -216,7 +244,7 @@ def build_model(recipe: Recipe, stage: Stage, source: str, processor: OneRefProc
         "loss_weights": dict(stage.losses),
         "trained_on_masks_only": recipe.trained_on_masks_only,
     }
-    sizes = MODEL_SIZES[recipe.model.size]
+    sizes = MODEL_SIZES.get(recipe.model.size, {})
     if source == FRESH:
         if recipe.model.size == "tiny":
             sizes = {**sizes, "vocab_size": len(processor.tokenizer)}
@@ -283,6 +311,11 @@ def training_data(recipe: Recipe, stage: Stage, processor: OneRefProcessor, args
             outside_ratio=masking.outside_ratio,
             image_ratio=masking.image_ratio,
         )
+    if not recipe.data.streaming and len(records) < stage.batch_size:
+        raise RecipeError(
+            f"The data set '{recipe.data.dataset}' has {len(records)} records to train on, which is less than one "
+            f"batch; give --stages.{stage.name}.batch_size at most that."
+        )
     if recipe.data.streaming:
         place = {"rank": args.process_index, "world_size": args.world_size}
         return StreamedReferringSamples(records, processor, **place, **options)
@@ -307,6 +340,16 @@ def _records(recipe: Recipe, dataset: str, split: str, streaming: bool | None = 
         column_mapping=data.columns,
         images=data.images,
     )
+
+
+def _require_scored_data(recipe: Recipe) -> None:
+    """What is missing for the scores is said before the training rather than after it."""
+    for dataset, splits in recipe.evaluation.splits.items():
+        for split in splits:
+            try:
+                _records(recipe, dataset, split, streaming=False)
+            except DatasetError as error:
+                raise RecipeError(f"evaluation.splits: {error}") from error
 
 
 def _score(recipe: Recipe, stage: Stage, source: str, results: Path) -> None:
