@@ -13,6 +13,7 @@ from oneref_hf.visualization import (
     draw_answers,
     draw_figure,
     draw_heatmap,
+    draw_layers,
     figure_row,
 )
 
@@ -223,6 +224,35 @@ def test_small_pictures_are_not_hidden_by_labels(drawn_labels):
     picture = noise((60, 40))
     drawn = pixels(draw_answers(picture, answer_of("a rather long phrase", box=(5, 5, 50, 30))))
     assert not drawn_labels and (drawn[15, 5] == ANSWER_COLOURS[0]).all()
+
+
+# Layers
+
+
+def test_layers_laid_over_the_picture_are_the_drawing():
+    """Overlapping areas and lines included; the second answer, below the threshold, keeps its colour and number."""
+    answers = [
+        answer_of(mask=ellipse()),
+        None,
+        answer_of("the other", (200, 100, 390, 290), 0.4, ellipse(box=(200, 120, 380, 280))),
+    ]
+    laid = noise().convert("RGBA")
+    layers = draw_layers(SIZE[::-1], answers)
+    assert [(layer.kind, layer.answer) for layer in layers] == [
+        (kind, answer) for kind in ("mask", "outline", "box", "label") for answer in (0, 2)
+    ]
+    for layer in layers:
+        laid.alpha_composite(layer.overlay, (layer.left, layer.top))
+    assert abs(pixels(laid.convert("RGB")) - pixels(draw_answers(noise(), answers))).max() <= 3
+
+
+def test_layers_are_cut_to_what_is_drawn():
+    (box,) = [layer for layer in draw_layers(SIZE[::-1], answer_of("x" * 5000)) if layer.kind == "box"]
+    margin = max(BOX[0] - box.left, BOX[1] - box.top)
+    assert 0 < margin < 5 and box.overlay.size == (BOX[2] - box.left + margin, BOX[3] - box.top + margin)
+    assert np.asarray(box.overlay)[20:-20, 20:-20, 3].max() == 0, "nothing within the frame"
+    empty = answer_of(mask=Image.new("L", SIZE, 0))
+    assert {layer.kind for layer in draw_layers(SIZE[::-1], empty)} == {"box", "label"}
 
 
 # Heat maps

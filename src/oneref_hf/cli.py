@@ -17,9 +17,10 @@ import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 
-from .commands import predict
+from .commands import demo, predict
 
 
 URL_TIMEOUT = 60  # seconds
@@ -59,12 +60,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="oneref", description="OneRef: find the box and the mask of what a phrase means in a picture."
     )
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_ground(subparsers)
     predict.add_parser(subparsers)
+    demo.add_parser(subparsers)
     for command in subparsers.choices.values():
         command.add_argument("--verbose", action="store_true", help="show warnings, progress bars and tracebacks")
     return parser
@@ -76,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_ground(subparsers):
+    """Adds `oneref ground` to the command line."""
     parser = subparsers.add_parser(
         "ground",
         help="find phrases in a picture",
@@ -100,6 +104,7 @@ def add_ground(subparsers):
 
 
 def ground(options: argparse.Namespace):
+    """Answers the phrases that the options name."""
     # Everything that can be wrong is checked before the model is loaded, which takes longest.
     for position, phrase in enumerate(options.phrases, start=1):
         if not phrase.strip():
@@ -191,6 +196,7 @@ def _columns(text: str) -> int:
 
 
 def add_model_options(parser: argparse.ArgumentParser):
+    """Adds the options that choose a model, its device and its number format."""
     parser.add_argument("--model", metavar="DIR_OR_HUB_ID", help="the OneRef model to ask (required)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: an accelerator if there is one)")
     parser.add_argument(
@@ -223,7 +229,7 @@ def load_finder(model: str, device: str | None, dtype: str):
     if device is not None:
         with refusing(Exception, prefix=f"The device '{device}' cannot be used: "):
             torch.zeros(1, device=device).item()
-    _check_model_source(model)
+    check_model_source(model)
     known = f"The model '{model}'" if Path(model).is_dir() else f"There is no directory '{model}', and the Hub's model"
     with refusing(Exception, prefix=f"{known} cannot be loaded: "):
         return ReferringExpressionPipeline(
@@ -233,7 +239,8 @@ def load_finder(model: str, device: str | None, dtype: str):
         )
 
 
-def _check_model_source(model: str):
+def check_model_source(model: str):
+    """Finds out, before anything is loaded, whether that can be a model's directory or its id on the Hub."""
     path = Path(model)
     if path.is_file():
         raise CommandError(
@@ -308,6 +315,9 @@ def quiet(verbose: bool) -> Iterator[None]:
     if verbose:
         yield
         return
+    # Transformers imports torchao where it is installed, and that tells of kernels for other machines.
+    for name in ("torchao", "torch.utils._pytree"):
+        getLogger(name).setLevel(ERROR)
     from huggingface_hub import utils as hub
     from transformers.utils import logging
 

@@ -7,7 +7,9 @@ place.
 
 import math
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
@@ -76,27 +78,52 @@ def draw_answers(
         ValueError: if the picture cannot be read, or a mask is not of its size.
     """
     canvas = rgb_picture(image)
-    answers = [answers] if isinstance(answers, dict) else answers or []
-    coloured = [
-        (answer, ANSWER_COLOURS[index % len(ANSWER_COLOURS)])
-        for index, answer in enumerate(answers)
-        if answer is not None
-    ]
-    stroke = _Stroke.for_picture(canvas.size)
-    if masks:
-        drawn = [
-            (_mask_picture(answer["mask"], canvas.size), colour) for answer, colour in coloured if "mask" in answer
-        ]
-        for mask, colour in drawn:
-            canvas.paste(colour, mask=mask.point(lambda value: round(MASK_OPACITY * value)))
-        for mask, colour in drawn:
-            _draw_contour(canvas, mask, colour, stroke)
-    if boxes:
-        for answer, colour in coloured:
-            _draw_box(canvas, _corners(answer["box"]), colour, stroke)
-    if labels:
-        _draw_labels(canvas, coloured, stroke)
+    for layer in _layers(canvas.size, answers, boxes, masks, labels):
+        layer.draw(canvas)
     return canvas
+
+
+@dataclass(frozen=True)
+class AnswerLayer:
+    """What `draw_answers` draws of one kind for one answer, to be laid over the picture by whoever shows it.
+
+    answer: number of the answer it belongs to.
+    kind: "mask" (its area), "outline" (its edge), "box" or "label".
+    overlay: RGBA, transparent where nothing is drawn, and cut to what is drawn.
+    left, top: place of the overlay's corner on the picture, in pixels.
+    """
+
+    answer: int
+    kind: str
+    overlay: Image.Image
+    left: int
+    top: int
+
+
+def draw_layers(size: tuple[int, int], answers: dict | list[dict | None] | None) -> list[AnswerLayer]:
+    """`draw_answers` in separate layers, so that a page or a window can show and hide its parts.
+
+    Laid over the picture in their order they give the same drawing, to the rounding of the overlays' 8-bit colours.
+    Labels keep their places whichever layers are shown.
+
+    Args:
+        size: `(height, width)` of the picture in pixels.
+        answers: as for `draw_answers`.
+
+    Raises:
+        ValueError: if a mask is not of the picture's size.
+    """
+    layers = []
+    for layer in _layers(size[::-1], answers):
+        found = _overlay(size[::-1], layer.draw)
+        if found is not None:
+            layers.append(AnswerLayer(layer.answer, layer.kind, *found))
+    return layers
+
+
+def answer_colour(index: int) -> tuple[int, int, int]:
+    """The colour of the answer with this number, the same in all drawings."""
+    return ANSWER_COLOURS[index % len(ANSWER_COLOURS)]
 
 
 def draw_heatmap(image: ImageInput, heatmap: np.ndarray) -> Image.Image:
@@ -159,7 +186,7 @@ def figure_row(image: ImageInput, answer: dict, heatmap: np.ndarray | None = Non
         # Overlaid at the size of the picture, then scaled, so that the map need not be interpolated on its own.
         overlay = draw_heatmap(picture, heatmap).resize(size, Image.Resampling.LANCZOS)
         panels.append((f"similarity, {np.min(heatmap):.2f} to {np.max(heatmap):.2f}", overlay))
-    return _framed_panels(answer["label"], panels)
+    return framed_panels(answer["label"], panels)
 
 
 def draw_figure(image: ImageInput, answers: dict | list[dict | None]) -> Image.Image:
@@ -200,6 +227,58 @@ class _Stroke:
         return cls(line, max(round(line * 0.4), 1), ImageFont.load_default(max(round(side * 0.03), 11)))
 
 
+@dataclass(frozen=True)
+class _Layer:
+    answer: int
+    kind: str
+    draw: Callable[[Image.Image], None]
+
+
+def _layers(
+    size: tuple[int, int],
+    answers: dict | list[dict | None] | None,
+    boxes: bool = True,
+    masks: bool = True,
+    labels: bool = True,
+) -> list[_Layer]:
+    """What there is to draw on a picture of this size (width, height), from the lowest to the topmost."""
+    answers = [answers] if isinstance(answers, dict) else answers or []
+    given = {index: answer for index, answer in enumerate(answers) if answer is not None}
+    stroke = _Stroke.for_picture(size)
+    layers = []
+    if masks:
+        drawn = {i: _mask_picture(answer["mask"], size) for i, answer in given.items() if "mask" in answer}
+        for kind, paint in (("mask", _draw_area), ("outline", _draw_contour)):
+            layers += [_Layer(i, kind, partial(paint, mask=mask)) for i, mask in drawn.items()]
+    if boxes:
+        layers += [_Layer(i, "box", partial(_draw_box, box=_corners(answer["box"]))) for i, answer in given.items()]
+    if labels:
+        placed = _placed_labels(size, given, stroke)
+        layers += [_Layer(i, "label", partial(_draw_label, label=label)) for i, label in placed.items()]
+    return [
+        _Layer(layer.answer, layer.kind, partial(layer.draw, colour=answer_colour(layer.answer), stroke=stroke))
+        for layer in layers
+    ]
+
+
+def _overlay(size: tuple[int, int], draw: Callable[[Image.Image], None]) -> tuple[Image.Image, int, int] | None:
+    """What `draw` paints as an RGBA picture, with its left and top; None if it paints nothing.
+
+    Drawn on black and on white, opaque colour is the same on both and transparency leaves their full difference.
+    """
+    on_black, on_white = Image.new("RGB", size, BLACK), Image.new("RGB", size, WHITE)
+    draw(on_black)
+    draw(on_white)
+    alpha = ImageChops.invert(ImageChops.subtract(on_white, on_black).getchannel("G"))
+    extent = alpha.getbbox()
+    if extent is None:
+        return None
+    alpha = np.asarray(alpha.crop(extent), dtype=np.float32)[..., None]
+    colours = np.asarray(on_black.crop(extent), dtype=np.float32) * 255 / alpha.clip(min=1)
+    overlay = np.concatenate([colours.round().clip(max=255), alpha], axis=2).astype(np.uint8)
+    return Image.fromarray(overlay), extent[0], extent[1]
+
+
 def _corners(box: dict[str, float]) -> tuple[float, float, float, float]:
     return box["xmin"], box["ymin"], box["xmax"], box["ymax"]
 
@@ -217,6 +296,10 @@ def _mask_picture(mask, size: tuple[int, int]) -> Image.Image:
     if numbers.shape != size[::-1]:
         raise ValueError(f"The mask is {numbers.shape} (height, width), but the picture {size[::-1]}.")
     return Image.fromarray((numbers > 0).astype(np.uint8) * 255)
+
+
+def _draw_area(canvas: Image.Image, mask: Image.Image, colour: tuple[int, int, int], stroke: _Stroke):
+    canvas.paste(colour, mask=mask.point(lambda value: round(MASK_OPACITY * value)))
 
 
 def _draw_contour(canvas: Image.Image, mask: Image.Image, colour: tuple[int, int, int], stroke: _Stroke):
@@ -265,33 +348,47 @@ def _draw_box(canvas: Image.Image, box: tuple[float, ...], colour: tuple[int, in
     draw.rectangle(outer, outline=colour, width=stroke.line)
 
 
-def _draw_labels(canvas: Image.Image, coloured: list[tuple[dict, tuple[int, int, int]]], stroke: _Stroke):
-    draw = ImageDraw.Draw(canvas)
+@dataclass(frozen=True)
+class _Label:
+    lines: list[str]
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def _placed_labels(size: tuple[int, int], answers: dict[int, dict], stroke: _Stroke) -> dict[int, _Label]:
+    """The labels of answers, by their numbers; those that would hide too much of the picture are left out."""
     font = stroke.font
-    ascent, descent = font.getmetrics()
-    padding = max(font.size // 4, 2)
-    boxes = [_corners(answer["box"]) for answer, _ in coloured]
-    widest = min(canvas.width - 2 * padding, max(canvas.width * 0.5, font.size * 14))
+    padding = _label_padding(stroke)
+    boxes = [_corners(answer["box"]) for answer in answers.values()]
+    widest = min(size[0] - 2 * padding, max(size[0] * 0.5, font.size * 14))
+    labels: dict[int, _Label] = {}
     taken: list[tuple[float, ...]] = []
-    for (answer, colour), box in zip(coloured, boxes):
+    for (index, answer), box in zip(answers.items(), boxes):
         lines = _wrap(answer["label"], f"  {answer['score']:.2f}", font, widest)
         width = math.ceil(max(font.getlength(line) for line in lines)) + 2 * padding
-        height = len(lines) * (ascent + descent) + padding
-        if (
-            width > canvas.width
-            or height > canvas.height
-            or width * height > LARGEST_LABEL * canvas.width * canvas.height
-        ):
+        height = len(lines) * sum(font.getmetrics()) + padding
+        if width > size[0] or height > size[1] or width * height > LARGEST_LABEL * size[0] * size[1]:
             continue
-        left, top = _place_label((width, height), box, canvas.size, taken, boxes, stroke.line)
-        rectangle = (left, top, left + width - 1, top + height - 1)
+        left, top = _place_label((width, height), box, size, taken, boxes, stroke.line)
         taken.append((left, top, left + width, top + height))
-        draw.rounded_rectangle(
-            rectangle, padding, fill=colour, outline=_contrast(colour), width=max(stroke.halo // 2, 1)
-        )
-        for row, line in enumerate(lines):
-            position = (left + padding, top + padding // 2 + row * (ascent + descent))
-            draw.text(position, line, fill=_contrast(colour), font=font)
+        labels[index] = _Label(lines, left, top, width, height)
+    return labels
+
+
+def _label_padding(stroke: _Stroke) -> int:
+    return max(stroke.font.size // 4, 2)
+
+
+def _draw_label(canvas: Image.Image, label: _Label, colour: tuple[int, int, int], stroke: _Stroke):
+    draw = ImageDraw.Draw(canvas)
+    padding, line_height = _label_padding(stroke), sum(stroke.font.getmetrics())
+    rectangle = (label.left, label.top, label.left + label.width - 1, label.top + label.height - 1)
+    draw.rounded_rectangle(rectangle, padding, fill=colour, outline=_contrast(colour), width=max(stroke.halo // 2, 1))
+    for row, line in enumerate(label.lines):
+        position = (label.left + padding, label.top + padding // 2 + row * line_height)
+        draw.text(position, line, fill=_contrast(colour), font=stroke.font)
 
 
 def _place_label(
@@ -347,15 +444,24 @@ def _wrap(text: str, tail: str, font: ImageFont.FreeTypeFont, width: float, max_
     return [*lines, last.rstrip() + ending]
 
 
-def _framed_panels(title: str, panels: list[tuple[str, Image.Image]]) -> Image.Image:
-    """Panels of one size in a row on white, captions below, the title above."""
+def framed_panels(title: str, panels: list[tuple[str, Image.Image]]) -> Image.Image:
+    """Panels in a row on white, captions below, the title above.
+
+    Args:
+        title: of the row, in at most two lines; it may be empty.
+        panels: `(caption, picture)` each; a caption may have line breaks, and all pictures have one size.
+
+    Returns:
+        An RGB picture.
+    """
     title_font, caption_font = ImageFont.load_default(20), ImageFont.load_default(15)
     gap = 12
     panel_width, panel_height = panels[0][1].size
     cell_width = max(panel_width, SMALLEST_CELL)
     width = gap + len(panels) * (cell_width + gap)
     title_height, caption_height = (sum(font.getmetrics()) for font in (title_font, caption_font))
-    lines = _wrap(title, "", title_font, width - 2 * gap)
+    caption_height *= max(1 + caption.count("\n") for caption, _ in panels)
+    lines = _wrap(title, "", title_font, width - 2 * gap) if title else []
     panels_top = gap + len(lines) * title_height + gap // 2
     figure = Image.new("RGB", (width, panels_top + panel_height + caption_height + 2 * gap), WHITE)
     draw = ImageDraw.Draw(figure)
@@ -365,8 +471,19 @@ def _framed_panels(title: str, panels: list[tuple[str, Image.Image]]) -> Image.I
         left = gap + column * (cell_width + gap)
         figure.paste(panel, (left + (cell_width - panel_width) // 2, panels_top))
         centre = left + cell_width // 2
-        draw.text((centre, panels_top + panel_height + gap // 2), caption, fill=BLACK, font=caption_font, anchor="ma")
+        place = (centre, panels_top + panel_height + gap // 2)
+        draw.text(place, caption, fill=BLACK, font=caption_font, anchor="ma", align="center")
     return figure
 
 
-__all__ = ["draw_answers", "draw_figure", "draw_heatmap", "figure_row", "rgb_picture"]
+__all__ = [
+    "AnswerLayer",
+    "answer_colour",
+    "draw_answers",
+    "draw_figure",
+    "draw_heatmap",
+    "draw_layers",
+    "figure_row",
+    "framed_panels",
+    "rgb_picture",
+]

@@ -1,0 +1,61 @@
+# Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
+"""`oneref demo` before anything is served, and the files of a Space. Needs neither Gradio nor a browser."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from oneref_hf import cli
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def without_gradio(monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else find_spec(name))
+
+
+def test_without_gradio(without_gradio, tmp_path, capsys):
+    assert cli.main(["demo", "--model", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "oneref: The page needs Gradio: pip install 'oneref-hf[demo]'.\n"
+
+
+def test_a_model_that_is_none(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert cli.main(["demo", "--model", str(tmp_path)]) == 1
+    assert (
+        capsys.readouterr().err == f"oneref: The directory '{tmp_path}' is not a model, for it has no config.json.\n"
+    )
+
+
+def test_how_long_uploads_are_kept(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert cli.main(["demo", "--model", str(tmp_path), "--keep", "0"]) == 2
+    assert capsys.readouterr().err == "oneref: --keep is a number of minutes above 0, not 0.\n"
+
+
+def test_a_space_requires_what_the_package_does():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    core = re.search(r"^dependencies = \[\n(.*?)^\]", project, re.MULTILINE | re.DOTALL)[1]
+    demo = re.search(r"^demo = (\[.*?\])", project, re.MULTILINE)[1]
+    needed = re.findall(r'"([^"]+)"', core) + re.findall(r'"([^"]+)"', demo)
+    required = [
+        line
+        for line in (ROOT / "spaces/requirements.txt").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert required == needed
+
+
+def test_the_front_matter_of_a_space():
+    _, front, text = (ROOT / "spaces/README.md").read_text(encoding="utf-8").split("---\n", 2)
+    facts = yaml.safe_load(front)
+    assert facts["sdk"] == "gradio" and (ROOT / "spaces" / facts["app_file"]).is_file()
+    assert re.fullmatch(r"6\.(3[1-9]|[4-9]\d)\.\d+", facts["sdk_version"]), "within the bounds of the extra"
+    assert len(facts["short_description"]) <= 60, "the Hub takes no more"
+    assert facts["title"] and facts["license"] == "apache-2.0" and "ONEREF_MODEL" in text

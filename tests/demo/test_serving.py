@@ -1,0 +1,208 @@
+# Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
+"""The page as a server: many visitors at once, memory, what is left of uploads, whom it talks to, how it ends."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from oneref_hf import cli
+
+
+pytestmark = pytest.mark.demo
+
+PHRASES = "the red cup\nthe spoon"
+VISITORS = 20
+PATIENCE = 600  # seconds; nothing waits that long unless the machine is busy or the test fails
+
+
+class Server:
+    """A process that serves the page, its address, and the folder that it may write to."""
+
+    def __init__(self, command: list, folder: Path, **environment: str):
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "TMPDIR": str(folder), **environment},
+        )
+        self.output = []
+        self.address = None
+        self._ready = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+        if not self._ready.wait(PATIENCE) or self.address is None:
+            self.process.kill()
+            raise AssertionError("no page was served:\n" + "".join(self.output))
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.output.append(line)
+            if found := re.search(r"the page is at (http://\S+)", line):
+                self.address = found[1]
+            if "the model is ready" in line:
+                self._ready.set()
+        self._ready.set()
+
+    def memory(self) -> float:
+        """MiB that the process holds."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+    def stop(self, with_signal=signal.SIGINT) -> int:
+        self.process.send_signal(with_signal)
+        return self.process.wait(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    script = Path(__file__).with_name("serve.py")
+    arguments = ["--model", tiny_model, "--device", "cpu"]
+    started = Server([sys.executable, script, folder / "notes", *arguments], folder)
+    yield started
+    started.process.kill()
+
+
+def uploads(folder: Path) -> list[Path]:
+    """Files in the page's temporary folder, its own examples apart."""
+    found = [path for path in folder.glob("oneref-demo-*/**/*") if path.is_file()]
+    return [path for path in found if path.parent.name != "examples"]
+
+
+def picture(number: int, folder: Path) -> Path:
+    """A picture of its own for every question."""
+    path = folder / f"picture-{number}.png"
+    Image.effect_noise((640, 480), 20 + number).convert("RGB").save(path)
+    return path
+
+
+def ask(address: str, path: Path, phrases: str = PHRASES) -> tuple:
+    from gradio_client import Client, handle_file
+
+    options = {"analytics_enabled": False, "download_files": False, "httpx_kwargs": {"timeout": PATIENCE}}
+    client = Client(address, verbose=False, **options)
+    return client.predict(handle_file(path), phrases, api_name="/find")
+
+
+def ask_at_once(server: Server, count: int, folder: Path) -> list[tuple]:
+    paths = [picture(number, folder) for number in range(count)]
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda path: ask(server.address, path), paths))
+
+
+def test_twenty_at_once_are_all_answered_and_memory_stays_flat(server, tmp_path):
+    warm_up = ask_at_once(server, VISITORS, tmp_path)
+    before = server.memory()
+    answers = warm_up + ask_at_once(server, VISITORS, tmp_path) + ask_at_once(server, VISITORS, tmp_path)
+    assert len(answers) == 3 * VISITORS
+    for number, (answer, status) in enumerate(answers):
+        assert answer["name"] == f"picture-{number % VISITORS}.png", "everyone gets the answer to their own question"
+        assert [one["phrase"] for one in answer["answers"]] == PHRASES.splitlines()
+        assert "2 phrases found" in status
+    print(f"memory: {before:.0f} MiB after {VISITORS} questions, {server.memory():.0f} after {3 * VISITORS}")
+    assert server.memory() - before < 40, "MiB, after twice as many questions again"
+
+
+def test_uploads_are_deleted(finder, coffee, tmp_path, monkeypatch):
+    from oneref_hf.demo.answering import ModelSlot
+    from oneref_hf.demo.server import running_page
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    slot = ModelSlot("the tiny model")
+    slot.load(lambda: finder)
+    with running_page(slot, keep_seconds=3) as address:
+        ask(address, coffee)
+        deadline = time.monotonic() + PATIENCE
+        while uploads(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert uploads(tmp_path) == []
+        assert ask(address, coffee)[0]["name"] == "coffee_210x140.png", "the page goes on"
+    assert not list(tmp_path.glob("oneref-demo-*"))
+
+
+def test_problems_are_answers_too(server, coffee, broken):
+    answer, status = ask(server.address, coffee, " \n")
+    assert "answers" not in answer and "no phrase yet" in status
+    answer, status = ask(server.address, broken)
+    assert "answers" not in answer and "cannot be read" in status
+
+
+def test_only_this_computer_is_served_and_the_page_comes_with_a_policy(server):
+    import httpx
+
+    port = int(server.address.rstrip("/").rpartition(":")[2])
+    assert server.address.startswith("http://127.0.0.1:")
+    addresses = {found[4][0] for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+    for address in addresses - {"127.0.0.1"}:
+        with socket.socket() as outside:
+            outside.settimeout(5)
+            assert outside.connect_ex((address, port)) != 0
+    page = httpx.get(server.address)
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert page.headers["referrer-policy"] == "no-referrer"
+
+
+def test_no_other_computer_is_asked_and_stopping_leaves_nothing(server, coffee):
+    """The last test of this server."""
+    ask(server.address, coffee)
+    assert "coffee_210x140.png" in [path.name for path in uploads(server.folder)]
+    assert server.stop(signal.SIGTERM) == 0, "".join(server.output)
+    assert not list(server.folder.glob("oneref-demo-*"))
+    notes = (server.folder / "notes").read_text().splitlines()
+    assert "Hub telemetry: False" in notes
+    talks = [note for note in notes if note.startswith(("connects", "looks"))]
+    assert talks, "Gradio asks itself when it starts"
+    assert not [note for note in talks if not re.search(r"127\.0\.0\.1|localhost|::1", note)]
+
+
+def test_a_space_serves_the_same_page(tiny_model, coffee, tmp_path):
+    repository = Path(__file__).resolve().parents[2]
+    space = tmp_path / "space"
+    shutil.copytree(repository / "spaces", space)
+    shutil.copytree(repository / "src", space / "src")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {"ONEREF_MODEL": str(tiny_model), "GRADIO_SERVER_PORT": str(port)}
+    started = Server([sys.executable, space / "app.py"], tmp_path, **environment)
+    try:
+        answer, _ = ask(f"http://127.0.0.1:{port}", coffee)
+        assert [one["phrase"] for one in answer["answers"]] == PHRASES.splitlines()
+        assert started.stop() == 0
+    finally:
+        started.process.kill()
+
+
+def test_a_port_that_is_taken(tiny_model, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main(["demo", "--model", str(tiny_model), "--port", str(port)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("oneref: The page cannot be served: ") and str(port) in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_page(tiny_model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny_model, damaged)
+    (damaged / "model.safetensors").write_bytes(b"no weights")
+    assert cli.main(["demo", "--model", str(damaged)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"oneref: The model '{damaged}' cannot be loaded: ") and len(error.splitlines()) == 1
+    assert not list(tmp_path.glob("oneref-demo-*"))
