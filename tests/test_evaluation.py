@@ -237,6 +237,7 @@ def test_stock_trainer_gives_the_same(uninterrupted, model_folders, data_folder,
     ignored = [*(names - {"pred_boxes", "pred_masks"}), "loss_dict"]
     metrics = trainer.evaluate(records, ignore_keys=ignored)
     scores = json.loads((uninterrupted / "results.json").read_text())["splits"]["val"]
+    assert 0 < scores["rec"].pop("score_auroc") < 1  # of predictions with scores, which metrics do not get
     for task in ("rec", "res"):
         assert scores[task]["samples"] == RECORDS
         assert scores[task] == pytest.approx(metrics[f"eval_{task}"], abs=1e-6)
@@ -291,6 +292,8 @@ def test_picture_protocol_against_the_pipeline(model_folders, data_folder, accel
         areas = [np.prod(box[2:] - box[:2]) for box in (ours, theirs)]
         rec.append(shared / (sum(areas) - shared))
     assert evaluation.scores["rec"]["mean_iou"] == pytest.approx(np.mean(rec), abs=1e-5)
+    right = [iou >= 0.5 for iou in rec]
+    assert ("score_auroc" in evaluation.scores["rec"]) == (len(set(right)) == 2)
     assert evaluation.scores["res"]["miou"] == pytest.approx(np.mean(res), abs=1e-6)
     assert [case.iou for case in evaluation.worst] == pytest.approx(sorted(res), abs=1e-6)
 

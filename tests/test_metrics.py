@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from oneref_hf import metrics
-from oneref_hf.metrics import RecMetric, ResMetric, box_iou, canvas_masks, mask_iou, rec_accuracy, res_iou, res_scores
+from oneref_hf.metrics import (
+    RecMetric,
+    ResMetric,
+    box_iou,
+    canvas_masks,
+    mask_iou,
+    rec_accuracy,
+    res_iou,
+    res_scores,
+    score_auroc,
+)
 
 
 # One of several processes: prints what each way of scoring 39 of the golden samples together gives, per task.
@@ -233,3 +243,14 @@ def test_import_is_light():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_score_auroc_is_the_share_of_pairs_in_order():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(20, (200,), generator=generator) / 20  # many ties
+    correct = torch.rand(200, generator=generator) < 0.3 + 0.5 * scores
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[correct].tolist() for b in scores[~correct].tolist()]
+    assert score_auroc(scores, correct) == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+    assert score_auroc([0.1, 0.2, 0.9], [False, False, True]) == 1
+    assert score_auroc([0.1, 0.2, 0.9], [True, True, False]) == 0
+    assert math.isnan(score_auroc([0.1, 0.2], [True, True])) and math.isnan(score_auroc([], []))

@@ -5,7 +5,8 @@
         --images IMAGES --split val testA testB
     python training/evaluate.py --model DIR --dataset my_data --split test --protocol picture
 
-Runs on any number of processes and continues where it was stopped. In the output: `SPLIT/predictions-*.parquet` with
+Runs on any number of processes (without a GPU, by `--config_file training/accelerate/multi_cpu.yaml` in front of the
+script) and continues where it was stopped. In the output: `SPLIT/predictions-*.parquet` with
 every answer, `results.json`, and `worst_cases.png`.
 """
 

@@ -16,7 +16,7 @@ import torch
 
 from .data.loading import ReferringData
 from .data.records import has_segmentation, undecoded
-from .metrics import RecMetric, ResMetric
+from .metrics import RecMetric, ResMetric, score_auroc
 from .prediction import PROTOCOLS, PredictionError, Run, Scoring, predict, segments
 
 
@@ -30,6 +30,7 @@ _SCORED_COLUMNS = [
     "source",
     "expression_type",
     "problem",
+    "score",
     "box_iou",
     "mask_intersection",
     "mask_union",
@@ -54,8 +55,9 @@ class SplitEvaluation:
     """What the main process knows of one split.
 
     scores: `unreadable` and `malformed` (records and rows left out), `samples` (records with an answer), the scores of
-        each task (`"rec"`: `accuracy@0.5`, `mean_iou`; `"res"`: `miou`, `oiou`, `precision@0.5` ...; shares in
-        [0, 1], with the `samples` they are of), and both again under `by_phrase_length` and `by_expression_type`.
+        each task (`"rec"`: `accuracy@0.5`, `mean_iou` and, if some are right and some wrong, `score_auroc`; `"res"`:
+        `miou`, `oiou`, `precision@0.5` ...; shares in [0, 1], with the `samples` they are of), and both again under
+        `by_phrase_length` and `by_expression_type`.
     sources: the data sets that the records come from.
     worst: the cases with the lowest IoU, lowest first.
     """
@@ -165,8 +167,13 @@ def _scores(rows: list[dict], tasks: Iterable[str]) -> dict:
     result: dict = {"samples": len(rows)}
     if "rec" in tasks:
         metric = RecMetric()
-        metric.update_iou(torch.tensor([row["box_iou"] for row in rows if row["box_iou"] is not None]))
+        boxed = [row for row in rows if row["box_iou"] is not None]
+        overlaps = torch.tensor([row["box_iou"] for row in boxed])
+        metric.update_iou(overlaps)
         result["rec"] = metric.compute()
+        correct = overlaps >= metric.thresholds[0]
+        if correct.any() and not correct.all():
+            result["rec"]["score_auroc"] = score_auroc([row["score"] for row in boxed], correct)
     if "res" in tasks:
         metric = ResMetric()
         overlaps = [(row["mask_intersection"], row["mask_union"]) for row in rows if row["mask_union"] is not None]

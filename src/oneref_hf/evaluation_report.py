@@ -38,10 +38,11 @@ _CARD_TASKS = {
 _SHOWN_NAMES = {
     "accuracy@0.5": "accuracy at IoU 0.5",
     "mean_iou": "mean IoU of boxes",
+    "score_auroc": "right from wrong by score (AUROC)",
     "miou": "mean IoU of masks (mIoU)",
     "oiou": "overall IoU of masks (oIoU)",
 }
-_CELL, _COLUMNS, _GAP = 300, 4, 12
+_CELL, _COLUMNS, _GAP = 400, 4, 12
 _WORST_SHOWN = 12
 
 
@@ -113,7 +114,7 @@ def _table(lines: list[tuple[str, ...]]) -> str:
 def draw_worst_cases(cases: Iterable[WorstCase]) -> Image.Image:
     """The cases with the lowest IoU: prediction and annotation on the picture, the phrase and the IoU below."""
     cases = sorted(cases, key=lambda case: case.iou)[:_WORST_SHOWN]
-    font = ImageFont.load_default(15)
+    font = ImageFont.load_default(19)
     line = sum(font.getmetrics())
     rows = max(-(-len(cases) // _COLUMNS), 1)
     height = _CELL + 2 * line + _GAP

@@ -103,6 +103,26 @@ def res_scores(pred_masks, target_masks) -> dict[str, float]:
     return metric.compute()
 
 
+def score_auroc(scores, correct) -> float:
+    """How well scores tell right answers from wrong ones: the area under the ROC curve.
+
+    It is the chance that a right answer has a higher score than a wrong one, ties counting half: 0.5 is no better than
+    guessing, 1 is perfect.
+
+    Args:
+        scores: `(N,)`, any order-preserving scale.
+        correct: bool `(N,)`.
+
+    Returns:
+        in [0, 1]; NaN where all answers are right, or none is.
+    """
+    scores = torch.as_tensor(scores, dtype=torch.float64)
+    correct = torch.as_tensor(correct, dtype=torch.bool)
+    right, wrong = scores[correct], scores[~correct].sort().values
+    below, not_above = (torch.searchsorted(wrong, right.contiguous(), right=side).sum() for side in (False, True))
+    return _ratio((below + not_above).item() / 2, len(right) * len(wrong))
+
+
 class _SummedMetric:
     """A score made of sums over samples. `sums` is the whole state: add two of them and you have the union's state.
 

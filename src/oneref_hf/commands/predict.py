@@ -4,6 +4,7 @@
     oneref predict --model DIR --dataset my_data/phrases.jsonl --output predictions
     accelerate launch --num_processes 8 --no_python oneref predict --model DIR --dataset OWNER/NAME --output DIR
 
+Without a GPU, `--config_file training/accelerate/multi_cpu.yaml` makes accelerate start more than one process.
 `training/evaluate.py` has its options and its way from them to a model and data from here.
 """
 
