@@ -159,7 +159,7 @@ def test_pictures_that_are_shown_exist():
 
 # Docstrings -------------------------------------------------------------------------------------------------------
 # Packages of the project that need a distribution which an optional extra installs.
-_OF_EXTRAS = {"oneref_hf.demo": "gradio"}
+_OF_EXTRAS = {"oneref_hf.demo": "gradio", "oneref_hf.export": "onnx"}
 _TENSOR = re.compile(r"Tensor\b|ndarray\b")
 _SIDE = r"[\w*+/.]+(?: [*+/-] [\w*+/.]+)*"
 # `(B, 4)`, `(N,)`, `(B, S / p, S / p)`, or `()` for a single number.

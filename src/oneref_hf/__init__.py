@@ -6,6 +6,7 @@ Importing the package makes Transformers' Auto classes know its models and proce
 """
 
 import importlib
+from pathlib import Path
 
 from . import _registration  # noqa: F401  registers with Transformers, see there
 
@@ -26,7 +27,9 @@ _PUBLIC_NAMES = {
 _MODULE_OF_NAME = {name: module for module, names in _PUBLIC_NAMES.items() for name in names}
 
 __version__ = "0.1.0"
-__all__ = sorted(_MODULE_OF_NAME)
+# The directory of the small model that comes with the package; it knows drawn scenes alone.
+SMALL_MODEL = Path(__file__).with_name("small_model_files")
+__all__ = sorted([*_MODULE_OF_NAME, "SMALL_MODEL"])
 
 
 def __getattr__(name: str):

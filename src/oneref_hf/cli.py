@@ -20,9 +20,12 @@ from contextlib import contextmanager
 from logging import ERROR, getLogger
 from pathlib import Path
 
-from .commands import demo, predict
+from . import SMALL_MODEL
+from .commands import demo, export, predict
 
 
+EXAMPLE = 18  # a scene of the split "test"
+EXAMPLE_OUTPUT = Path("oneref-example.png")
 URL_TIMEOUT = 60  # seconds
 
 
@@ -68,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_ground(subparsers)
     predict.add_parser(subparsers)
     demo.add_parser(subparsers)
+    export.add_parser(subparsers)
     for command in subparsers.choices.values():
         command.add_argument("--verbose", action="store_true", help="show warnings, progress bars and tracebacks")
     return parser
@@ -85,10 +89,19 @@ def add_ground(subparsers):
         help="find phrases in a picture",
         description="Finds what phrases mean in a picture: prints scores and boxes (x0, y0, x1, y1 in pixels), and "
         "draws them on request.",
-        epilog='example: oneref ground table.jpg "the left cup" --model DIR --output out.png',
+        epilog="examples: oneref ground --example --output out.png; "
+        'oneref ground table.jpg "the left cup" --model DIR --output out.png',
     )
-    parser.add_argument("image", metavar="IMAGE", help="a file, a URL, or - for standard input")
-    parser.add_argument("phrases", metavar="PHRASE", nargs="+", help="what to find")
+    parser.add_argument("image", metavar="IMAGE", nargs="?", help="a file, a URL, or - for standard input")
+    parser.add_argument("phrases", metavar="PHRASE", nargs="*", help="what to find")
+    parser.add_argument(
+        "--example",
+        nargs="?",
+        type=int,
+        const=EXAMPLE,
+        metavar="NUMBER",
+        help="draw a scene and ask for things in it, instead of IMAGE and PHRASE; another NUMBER is another scene",
+    )
     add_model_options(parser)
     parser.add_argument(
         "--output", metavar="FILE", type=Path, help="draw the answers on the picture and write it here"
@@ -106,6 +119,17 @@ def add_ground(subparsers):
 def ground(options: argparse.Namespace):
     """Answers the phrases that the options name."""
     # Everything that can be wrong is checked before the model is loaded, which takes longest.
+    if options.example is not None:
+        if options.image is not None or options.example < 0:
+            wrong = "IMAGE and PHRASE" if options.image is not None else f"the number {options.example}"
+            raise CommandError(f"--example draws a scene of its own; leave out {wrong}.", exit_code=2)
+        options.output = options.output or EXAMPLE_OUTPUT
+    elif not options.phrases:
+        missing = "IMAGE and PHRASE are" if options.image is None else "PHRASE is"
+        raise CommandError(
+            f'{missing} missing; give them, for instance photo.jpg "the left cup", or --example.',
+            exit_code=2,
+        )
     for position, phrase in enumerate(options.phrases, start=1):
         if not phrase.strip():
             raise CommandError(f"Phrase {position} is empty; say what to find.")
@@ -122,8 +146,13 @@ def ground(options: argparse.Namespace):
     model = options.model or default_model()
 
     with quiet(options.verbose):
-        picture = read_picture(options.image)
-        finder = load_finder(model, options.device, options.dtype)
+        if options.example is not None:
+            from .data.scenes.showcase import showcase
+
+            picture, options.phrases = showcase(options.example)
+        else:
+            picture = read_picture(options.image)
+        finder = load_finder(model, options.device, options.dtype, options.trust_remote_code)
         with refusing(ValueError, OSError, RuntimeError):
             answers = finder(
                 picture,
@@ -197,7 +226,9 @@ def _columns(text: str) -> int:
 
 def add_model_options(parser: argparse.ArgumentParser):
     """Adds the options that choose a model, its device and its number format."""
-    parser.add_argument("--model", metavar="DIR_OR_HUB_ID", help="the OneRef model to ask (required)")
+    parser.add_argument(
+        "--model", metavar="DIR_OR_HUB_ID", help="the OneRef model to ask (default: a small one for drawn scenes)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: an accelerator if there is one)")
     parser.add_argument(
         "--dtype",
@@ -205,17 +236,24 @@ def add_model_options(parser: argparse.ArgumentParser):
         default="auto",
         help="number format of the weights (default: as saved)",
     )
-
-
-def default_model() -> str:
-    """The model to use without --model."""
-    raise CommandError(
-        "--model is missing: give the directory of a converted OneRef model or its id on the Hugging Face Hub.",
-        exit_code=2,
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="let a model that was exported as torch_export or aotinductor run the code it holds",
     )
 
 
-def load_finder(model: str, device: str | None, dtype: str):
+def default_model() -> str:
+    """The model to use without --model, a small one that comes with the package."""
+    print(
+        "oneref: a small model answers, which knows drawn scenes and no photographs; for those convert a released one "
+        "(python conversion/convert_oneref.py --name rec-base-refcoco) and give --model.",
+        file=sys.stderr,
+    )
+    return str(SMALL_MODEL)
+
+
+def load_finder(model: str, device: str | None, dtype: str, trust_remote_code: bool = False):
     """The referring-expression pipeline of a model.
 
     Raises:
@@ -233,7 +271,9 @@ def load_finder(model: str, device: str | None, dtype: str):
     known = f"The model '{model}'" if Path(model).is_dir() else f"There is no directory '{model}', and the Hub's model"
     with refusing(Exception, prefix=f"{known} cannot be loaded: "):
         return ReferringExpressionPipeline(
-            model=AutoModelForReferringExpression.from_pretrained(model, dtype=dtype),
+            model=AutoModelForReferringExpression.from_pretrained(
+                model, dtype=dtype, trust_remote_code=trust_remote_code
+            ),
             processor=OneRefProcessor.from_pretrained(model),
             device=device,
         )

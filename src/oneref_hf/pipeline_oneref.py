@@ -59,6 +59,10 @@ class AutoModelForReferringExpression:
                 f"'{pretrained_model_name_or_path}' is no saved model: it has no config.json with an architecture."
             )
         architecture = config["architectures"][0]
+        if architecture == "OneRefExportedModel":
+            from .export import OneRefExportedModel
+
+            return OneRefExportedModel.from_pretrained(pretrained_model_name_or_path, **kwargs)
         if architecture not in _ANSWERING_MODELS:
             raise _refusal(f"'{pretrained_model_name_or_path}' holds a {architecture}")
         kwargs.pop("trust_remote_code", None)  # the class is at hand
@@ -167,6 +171,8 @@ class ReferringExpressionPipeline(Pipeline):
         if "box_head" not in parts:
             raise _refusal(f"The pipeline got a {type(model).__name__}")
         self._segments = "mask_head" in parts
+        if hasattr(model.config, "export") and kwargs.get("device") is None:
+            kwargs["device"] = model.device  # an exported model stays where it is
         super().__init__(model=model, **kwargs)
         self.model.eval()  # in training mode batch norm would mix the pictures of a batch
 

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace):
         print(f"oneref: the page is at {address} and the model is loading (Ctrl+C stops it)", flush=True)
         # Whoever ends the process otherwise than with Ctrl+C wants the uploads deleted as well.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        slot.load(lambda: load_finder(model, options.device, options.dtype))
+        slot.load(lambda: load_finder(model, options.device, options.dtype, options.trust_remote_code))
         print("oneref: the model is ready", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
