@@ -40,6 +40,7 @@ from .configuration_oneref import DEFAULT_LOSS_WEIGHTS
 # Fields of OneRefConfig that differ between the released sizes, and a model for smoke runs.
 MODEL_SIZES = {
     "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128},
+    "small": {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 512},
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
 }
@@ -66,7 +67,7 @@ class Model:
     visual_tokenizer: as `init`, for the VQ-KD model of MRefM; None where no loss needs it.
     """
 
-    size: Literal["tiny", "base", "large"] | None = dataclasses.field(default=None, kw_only=True)
+    size: Literal["tiny", "small", "base", "large"] | None = dataclasses.field(default=None, kw_only=True)
     init: str
     image_size: int = _within(1)
     visual_tokenizer: str | None = None
@@ -91,6 +92,7 @@ class Masking:
     inside_ratio, outside_ratio: of patches near the referred box and elsewhere, for `referring`.
     image_ratio: of all patches, for `random` and `blockwise`; None is the default of their function.
     text_ratio: of the tokens of a phrase.
+    parser: finds its subject and object, see `data.training.with_parsed_words`.
     """
 
     strategy: Literal["referring", "random", "blockwise"]
@@ -98,6 +100,7 @@ class Masking:
     outside_ratio: float = _within(0, 1)
     text_ratio: float = _within(0, 1)
     image_ratio: float | None = _within(0, 1, default=None)
+    parser: str = "en_core_web_md"
 
 
 @dataclass(frozen=True)

@@ -300,7 +300,7 @@ def training_data(recipe: Recipe, stage: Stage, processor: OneRefProcessor, args
     }
     if recipe.task == "mrefm":
         if stage.losses["mlm"] and not recipe.smoke:
-            records = with_parsed_words(records)
+            records = with_parsed_words(records, recipe.data.masking.parser)
         masking = recipe.data.masking
         options["semantic_relation"] = bool(stage.losses["semantic_relation"])
         options["masking"] = ReferringMasking(

@@ -23,6 +23,7 @@ from .augmentation import TrainingTransform
 from .masking import blockwise_image_mask, dynamic_image_mask, random_image_mask, visual_relation_labels
 from .rasterize import box_to_mask
 from .records import open_image, target_mask, undecoded
+from .scenes.wording import scene_words
 from .text_masking import ReferringTextMasker, load_parser, parse_words
 
 
@@ -125,7 +126,13 @@ class ReferringMasking:
 
 
 def with_parsed_words(records, parser: str = "en_core_web_md"):
-    """Records (a `Dataset` or `IterableDataset`) with the columns `subject` and `object` of `parse_words`."""
+    """Records (a `Dataset` or `IterableDataset`) with the columns `subject` and `object` of `parse_words`.
+
+    Args:
+        parser: name of a spaCy model, or `"scenes"` for drawn scenes, whose wording is known (`scenes.scene_words`).
+    """
+    if parser == "scenes":
+        return records.map(scene_words, input_columns="phrase", batched=True)
     load_parser(parser)  # if it is missing, now rather than in a worker
     return records.map(partial(_parsed_words, parser=parser), input_columns="phrase", batched=True)
 

@@ -6,18 +6,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..data.scenes import scene_sample
+from ..data.scenes.showcase import SHOWN, showcase
 
 
 PHOTOGRAPH = Path(__file__).parent / "static" / "coffee.jpg"
-SCENE_SIDE = 512
-# Test scenes (which no model was trained on) by their numbers, and what to ask beside their own phrase.
-_SCENES = {
-    18: ["the largest cup", "the green ring"],
-    22: ["the brown arrow", "the striped circle"],
-    13: ["the star"],
-    7: ["the heart with stripes"],
-}
 _PHOTOGRAPH_PHRASES = ["the cup of coffee", "the spoon on the saucer"]
 
 
@@ -41,12 +33,11 @@ def make_examples(folder: Path, photograph: bool) -> list[Example]:
         path = folder / PHOTOGRAPH.name
         path.write_bytes(PHOTOGRAPH.read_bytes())
         examples.append(Example("Photograph", path, _PHOTOGRAPH_PHRASES))
-    for number, more in _SCENES.items():
-        sample = scene_sample("test", number)
+    for number in SHOWN:
         path = folder / f"scene-{number}.png"
-        record = sample.record(SCENE_SIDE)
-        record["image"].save(path)
-        examples.append(Example("Drawn scene", path, [sample.phrase, *more]))
+        picture, phrases = showcase(number)
+        picture.save(path)
+        examples.append(Example("Drawn scene", path, phrases))
     return examples
 
 

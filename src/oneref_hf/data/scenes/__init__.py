@@ -17,6 +17,7 @@ from .builder import (
     SceneError,
     SceneRecords,
     SceneSample,
+    scene_expressions,
     scene_phrases,
     scene_records,
     scene_sample,
@@ -24,7 +25,7 @@ from .builder import (
 from .objects import HELD_OUT_PAIRS
 from .phrases import EXPRESSION_TYPES
 from .storage import write_scenes
-from .wording import vocabulary
+from .wording import scene_words, vocabulary
 
 
 __all__ = [
@@ -35,9 +36,11 @@ __all__ = [
     "SceneError",
     "SceneRecords",
     "SceneSample",
+    "scene_expressions",
     "scene_phrases",
     "scene_records",
     "scene_sample",
+    "scene_words",
     "vocabulary",
     "write_scenes",
 ]

@@ -23,7 +23,7 @@ from .wording import say
 
 SPLITS = ("train", "val", "test", "compositional")
 SIZES = (96, 512)
-_SAMPLE_STREAM, _TYPE_STREAM = 0, 1
+_SAMPLE_STREAM, _TYPE_STREAM, _FURTHER_STREAM = 0, 1, 2
 
 
 class SceneError(ValueError):
@@ -90,6 +90,24 @@ def scene_sample(split: str, index: int, seed: int = 0) -> SceneSample:
         if found:
             form, target = found
             return SceneSample(f"{split}-{seed}-{index}", scene, target, form, say(form, rng), kind)
+
+
+def scene_expressions(split: str, index: int, count: int, seed: int = 0) -> tuple[Scene, list[SceneSample]]:
+    """The scene of sample `index` and up to `count` phrases about it, the sample's own first, of different types.
+
+    Fewer where the scene does not lend itself to the other types. Raises as `scene_sample` does.
+    """
+    sample = scene_sample(split, index, seed)
+    view = View.of(sample.scene)
+    rng = _generator(seed, split, _FURTHER_STREAM, index)
+    samples = [sample]
+    for kind in rng.permutation([kind for kind in EXPRESSION_TYPES if kind != sample.expression_type]).tolist():
+        found = len(samples) < count and find_expression(kind, view, rng, split == "compositional")
+        if found:
+            form, target = found
+            identity = f"{sample.id}-{len(samples)}"
+            samples.append(SceneSample(identity, sample.scene, target, form, say(form, rng), kind))
+    return sample.scene, samples
 
 
 class SceneRecords(Sequence):
@@ -167,6 +185,7 @@ __all__ = [
     "SceneRecords",
     "SceneSample",
     "check_arguments",
+    "scene_expressions",
     "scene_phrases",
     "scene_records",
     "scene_sample",

@@ -51,7 +51,7 @@ def write_scenes(
     if processes < 1:
         raise SceneError(f"{processes} processes cannot draw anything; give at least 1.")
     schema = _schema()
-    with _new_directory(Path(output)) as folder, _mapper(processes) as mapper:
+    with _new_directory(Path(output)) as folder, processes_map(processes) as mapper:
         (folder / "data").mkdir()
         for split, count in counts.items():
             files = [range(start, min(start + _ROWS_PER_FILE, count)) for start in range(0, count, _ROWS_PER_FILE)]
@@ -86,7 +86,7 @@ def _schema():
 
 
 @contextmanager
-def _mapper(processes: int) -> Iterator[Callable]:
+def processes_map(processes: int) -> Iterator[Callable]:
     """`map`, or the same in several processes; results come in order either way."""
     if processes == 1:
         yield map

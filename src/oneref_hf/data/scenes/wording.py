@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -130,6 +131,32 @@ def vocabulary() -> list[str]:
     return sorted(words)
 
 
+def scene_words(phrases: Iterable[str]) -> dict[str, list[str | None]]:
+    """Subject and object word of phrases of scenes, as `data.text_masking.parse_words` finds them in any text.
+
+    The subject is the head of the first noun, the object that of the second, None where there is none. No phrase of
+    scenes is worded otherwise, so no parser is needed.
+    """
+    heads = [_heads(phrase.split()) for phrase in phrases]
+    return {
+        "subject": [found[0] if found else None for found in heads],
+        "object": [found[1] if len(found) > 1 else None for found in heads],
+    }
+
+
+def _heads(words: list[str]) -> list[str]:
+    """The last word of every run of words that are nouns ("crescent moon")."""
+    following = [*words[1:], ""]
+    return [word for word, after in zip(words, following) if word in _NOUN_WORDS and after not in _NOUN_WORDS]
+
+
+_NOUN_WORDS = {
+    *THINGS,
+    "one",
+    *(word for names in NOUNS.values() for name in names if "{" not in name for word in name.split()),
+}
+
+
 class _Speaker:
     """One phrase: terse or not throughout."""
 
@@ -212,4 +239,4 @@ class _Speaker:
         return self._choose(templates).format(np=noun_phrase, adjective=self._choose(ADJECTIVES[value]))
 
 
-__all__ = ["say", "vocabulary"]
+__all__ = ["say", "scene_words", "vocabulary"]

@@ -1,0 +1,267 @@
+# Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
+"""What the small model starts from: its vocabulary, its weights and its visual tokenizer."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from oneref_hf import OneRefConfig, OneRefForGrounding, OneRefForPreTraining, OneRefProcessor, VqkdModel
+from oneref_hf.data.scenes import EXPRESSION_TYPES, SceneRecords, scene_phrases, scene_sample, scene_words, vocabulary
+from oneref_hf.data.scenes.objects import COLOURS
+from oneref_hf.data.scenes.shapes import SHAPES
+from oneref_hf.small_model import (
+    VISUAL_VOCAB_SIZE,
+    fit_visual_tokenizer,
+    fresh_model,
+    scene_tokenizer,
+    small_processor,
+    write_starting_point,
+)
+from oneref_hf.small_model_optimizer import Muon, orthogonalized
+from oneref_hf.small_model_pretraining import _Lesson, named_scenes, pretrain
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return scene_tokenizer()
+
+
+def pictures(count, size=128):
+    return [record["image"] for record in SceneRecords("train", count, seed=5, size=size)]
+
+
+class TestTokenizer:
+    def test_one_piece_per_word(self, tokenizer):
+        for word in vocabulary():
+            assert tokenizer.tokenize(word) == [f"▁{word}"], word
+
+    def test_phrases_lose_nothing(self, tokenizer):
+        for phrase in scene_phrases("val", 100):
+            ids = tokenizer(phrase)["input_ids"]
+            assert tokenizer.unk_token_id not in ids
+            assert tokenizer.decode(ids, skip_special_tokens=True).strip() == phrase
+
+    def test_other_words_are_spelt(self, tokenizer):
+        assert tokenizer.tokenize("zebra") == ["▁", "z", "e", "b", "r", "a"]
+
+    def test_special_ids_are_those_of_every_model(self, tokenizer):
+        names = ("bos_token_id", "pad_token_id", "eos_token_id", "unk_token_id", "mask_token_id")
+        assert [getattr(tokenizer, name) for name in names] == [0, 1, 2, 3, len(tokenizer) - 1]
+
+
+@pytest.mark.parametrize(
+    ("phrase", "subject", "object_"),
+    [
+        ("the dotted star-shaped thing right of the blue crescent moon", "thing", "moon"),
+        ("2nd plus sign from left", "sign", None),
+        ("red one that is not a heart", "one", "heart"),
+    ],
+)
+def test_subject_and_object_of_scene_phrases(phrase, subject, object_):
+    assert scene_words([phrase]) == {"subject": [subject], "object": [object_]}
+
+
+class TestVisualTokenizer:
+    def test_same_pictures_same_codes_and_many_of_them(self):
+        drawn = pictures(90)
+        first, second = fit_visual_tokenizer(drawn, seed=3), fit_visual_tokenizer(drawn, seed=3)
+        torch.testing.assert_close(first.codebook.weight, second.codebook.weight, rtol=0, atol=0)
+        pixels = torch.stack([as_pixels(picture) for picture in pictures(20) if picture.size == (128, 128)])
+        codes = first.get_codebook_indices(pixels)
+        assert codes.shape[1] == 64
+        assert len(codes.unique()) > 100
+
+    def test_codes_name_the_nearest_direction(self):
+        """Independent of the model: components, layer norm and cosine spelt out in numpy for one patch."""
+        model = fit_visual_tokenizer(pictures(90))
+        picture = pictures(1)[0].resize((128, 128))
+        patch = np.asarray(picture, dtype=np.float64)[16:32, 32:48].transpose(2, 0, 1).ravel() / 127.5 - 1
+        embedding = model.embeddings.patch_embedding
+        features = embedding.weight.detach().double().flatten(1).numpy() @ patch + embedding.bias.detach().numpy()
+        features = (features - features.mean()) / np.sqrt(features.var() + model.config.layer_norm_eps)
+        expected = (model.codebook.weight.detach().numpy() @ (100 * np.tanh(features / 100))).argmax()
+        assert model.get_codebook_indices(as_pixels(picture)[None])[0, 8 + 2] == expected
+
+    def test_brightness_and_colour_tell_patches_apart(self):
+        model = fit_visual_tokenizer(pictures(90))
+        plain = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "yellow", "green")]
+        codes = model.get_codebook_indices(torch.stack([as_pixels(picture) for picture in plain]))
+        assert len(codes.unique()) == 4
+
+    def test_too_few_pictures(self):
+        with pytest.raises(ValueError, match="512 codes need 5120"):
+            fit_visual_tokenizer(pictures(2))
+
+
+def as_pixels(picture):
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+
+class TestOptimizer:
+    @pytest.mark.parametrize("shape", [(4, 24, 40), (4, 40, 24), (2, 32, 32)])
+    def test_singular_values_become_alike(self, shape):
+        matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+        result = orthogonalized(matrices)
+        # In the singular vectors of the matrix the result is diagonal, with small entries raised to about 1.
+        inside = left.mT @ result @ right.mT
+        diagonal = inside.diagonal(dim1=-2, dim2=-1)
+        torch.testing.assert_close(inside, torch.diag_embed(diagonal), rtol=0, atol=1e-4)
+        relative = values / torch.linalg.matrix_norm(matrices)[:, None]
+        assert ((diagonal > 0.65) & (diagonal < 1.25))[relative > 0.02].all()
+
+    def test_a_step_is_that_of_torch(self):
+        """`torch.optim.Muon` in bfloat16, with the same scale; packed matrices are three of its."""
+        torch.manual_seed(0)
+        start, gradients = torch.randn(48, 16), [torch.randn(48, 16) for _ in range(3)]
+        ours = torch.nn.Parameter(start.clone())
+        parts = [torch.nn.Parameter(part.clone()) for part in start.split(16)]
+        options = {"lr": 0.01, "weight_decay": 0.1}
+        first = Muon([ours], **options)
+        second = torch.optim.Muon(parts, adjust_lr_fn="match_rms_adamw", **options)
+        for gradient in gradients:
+            ours.grad = gradient.clone()
+            for part, its in zip(parts, gradient.split(16)):
+                part.grad = its.clone()
+            first.step()
+            second.step()
+        moved = (ours - start).detach()
+        assert moved.abs().mean() > 0.003
+        torch.testing.assert_close(moved, torch.cat(parts).detach() - start, rtol=0.05, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def processor(tokenizer):
+    return small_processor(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def scenes(processor):
+    return named_scenes(0, 6, processor, 16)
+
+
+class TestPretraining:
+    def test_what_is_known_is_what_is_drawn(self, processor, scenes):
+        for number, record in enumerate(SceneRecords("train", 6, size=128)):
+            sample = scene_sample("train", number)
+            height, width = record["height"], record["width"]
+            prepared = processor(
+                record["image"],
+                sample.phrase,
+                masks=[np.array(record["mask"])],
+                boxes=[np.array(record["box"])],
+            )
+            expected = prepared["mask_labels"][0].float().view(8, 16, 8, 16).mean((1, 3)).flatten()
+            found = scenes.coverage[number, sample.target].float() / 255
+            torch.testing.assert_close(found, expected, rtol=0, atol=0.003)
+            assert scenes.coverage[number, len(sample.scene.objects) :].sum() == 0
+            torch.testing.assert_close(scenes.boxes[number, sample.target], prepared["box_labels"][0])
+            ids, target, kind = scenes.phrases[number][0]
+            assert ids == prepared["input_ids"][0].tolist() and target == sample.target
+            assert EXPRESSION_TYPES[kind] == sample.expression_type
+            pixels = scenes.pixel_values[number].float() / 255
+            statistics = (processor.image_processor.image_mean, processor.image_processor.image_std)
+            mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in statistics)
+            inside = prepared["pixel_mask"][0].bool()
+            assert inside.sum() == height * width
+            difference = (pixels - mean) / deviation - prepared["pixel_values"][0]
+            assert difference[:, inside].abs().max() < 0.02
+            shown = sample.scene.objects[sample.target]
+            colour, shape, *_ = scenes.names[number, sample.target].tolist()
+            assert (list(COLOURS)[colour], list(SHAPES)[shape]) == (shown.colour, shown.shape)
+
+    def test_mirrored_scenes_are_scenes(self, tokenizer, processor, scenes):
+        """Mirroring picture and words twice changes nothing; a place that a phrase names moves with its object."""
+        model = OneRefForGrounding(tiny_config(tokenizer))
+        lesson = _Lesson(model, processor).eval()
+        ids = torch.tensor(tokenizer("the leftmost star right of the left one")["input_ids"])
+        assert tokenizer.decode(lesson.mirrored[ids], skip_special_tokens=True).strip() == (
+            "the rightmost star left of the right one"
+        )
+        assert torch.equal(lesson.mirrored[lesson.mirrored], torch.arange(len(tokenizer)))
+        flipped = dataclasses.replace(
+            scenes,
+            pixel_values=scenes.pixel_values.flip(-1),
+            coverage=scenes.coverage.view(6, 9, 8, 8).flip(-1).flatten(2),
+            boxes=scenes.boxes * torch.tensor([-1.0, 1, 1, 1]) + torch.tensor([1.0, 0, 0, 0]),
+            phrases=[
+                [(lesson.mirrored[torch.tensor(ids)].tolist(), *rest) for ids, *rest in phrases]
+                for phrases in scenes.phrases
+            ],
+        )
+        chosen, spoken = torch.arange(6), torch.rand(6)
+        with torch.no_grad():
+            losses, _ = lesson(scenes, chosen, spoken, mirror=True)
+            expected, _ = lesson(flipped, chosen, spoken)
+            plain, _ = lesson(scenes, chosen, spoken)
+        for name, loss in losses.items():
+            torch.testing.assert_close(loss, expected[name], msg=name)
+        assert (losses["box_l1"] - plain["box_l1"]).abs() > 1e-4
+
+    def test_it_learns_and_continues_where_it_was_stopped(self, tokenizer, processor, tmp_path, monkeypatch):
+        drawn = pictures(90)
+        scenes = named_scenes(0, 232, processor, 16)
+        start = fresh_model(tokenizer, fit_visual_tokenizer(drawn), drawn)
+        monkeypatch.setattr("oneref_hf.small_model_pretraining._SAVED_EVERY", 12)
+        monkeypatch.setattr("oneref_hf.small_model_pretraining._HELD_OUT", 32)
+
+        def trained(checkpoint=None, stop=None):
+            model, said = copy.deepcopy(start), []
+
+            def report(sentence):
+                said.append(sentence)
+                if stop is not None and sentence.startswith(f"step {stop}:"):
+                    monkeypatch.setattr("oneref_hf.small_model_pretraining.Muon.step", interrupted)
+
+            return pretrain(model, processor, scenes, 24, 16, checkpoint=checkpoint, report=report), model
+
+        def interrupted(self):
+            raise KeyboardInterrupt
+
+        before, _ = _examined(start, processor, scenes)
+        expected, model = trained()
+        assert expected["colour"] > before["colour"] + 0.1 and expected["pointing"] > before["pointing"]
+        path, step = tmp_path / "checkpoint", Muon.step
+        with pytest.raises(KeyboardInterrupt):
+            trained(path, stop=12)
+        monkeypatch.setattr("oneref_hf.small_model_pretraining.Muon.step", step)
+        scores, continued = trained(path)
+        assert scores == pytest.approx(expected, abs=1e-6)
+        for name, weight in continued.state_dict().items():
+            torch.testing.assert_close(weight, model.state_dict()[name], msg=name)
+        with pytest.raises(ValueError, match="is of a run with other options"):
+            pretrain(copy.deepcopy(start), processor, scenes, 25, 16, checkpoint=path)
+
+    def test_too_few_scenes(self, processor, scenes):
+        with pytest.raises(ValueError, match="give 248 or more"):
+            pretrain(None, processor, scenes, steps=1)
+
+
+def _examined(model, processor, scenes):
+    lesson = _Lesson(copy.deepcopy(model), processor)
+    return lesson.examine(scenes, len(scenes.phrases) - 32), lesson
+
+
+def tiny_config(tokenizer):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    return OneRefConfig(**sizes, vocab_size=len(tokenizer), image_size=128, patch_size=16, max_position_embeddings=66)
+
+
+def test_starting_point_is_complete_and_never_overwritten(tmp_path):
+    paths, scores = write_starting_point(tmp_path, pictures(90), steps=2, scenes=248)
+    assert all(0 <= score <= 1 for score in scores.values()) and {"accuracy", "pointing"} <= set(scores)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scenes-start", "scenes-visual-tokenizer"]
+    processor = OneRefProcessor.from_pretrained(paths["start"])
+    model = OneRefForPreTraining.from_pretrained(paths["start"])
+    codes = VqkdModel.from_pretrained(paths["visual-tokenizer"]).config.codebook_size
+    assert model.visual_token_head.out_features == codes == VISUAL_VOCAB_SIZE
+    inputs = processor(pictures(1)[0], "the red star")
+    assert inputs["pixel_values"].shape[-2:] == (128, 128)
+    assert inputs["input_ids"].max() < model.config.vocab_size
+    assert sum(parameter.numel() for parameter in model.parameters()) < 12_000_000
+    with pytest.raises(FileExistsError, match="delete it"):
+        write_starting_point(tmp_path, [], steps=1, scenes=1)
