@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,16 +41,26 @@ from oneref_keys import (
     map_state_dict,
     resize_positions,
 )
-from output_directory import check_output, complete_directory, sha256
+from output_directory import (
+    REPORT_FILE,
+    ConversionError,
+    check_output,
+    released_card,
+    safetensors_errors,
+    sha256,
+    source_facts,
+    without_progress_bars,
+    write_report,
+)
 from safetensors import safe_open
-from safetensors_writer import DTYPE_NAMES, TensorToWrite, parse_size, tensor_offsets, write_model
+from safetensors_writer import DTYPE_NAMES, TensorToWrite, cast, main_dtype, parse_size, tensor_offsets, write_model
 from sources import Source, released, released_row, released_tokenizer, resolve
 from tqdm import tqdm
 
+from oneref_hf.complete_output import complete_directory
 
-REPORT_FILE = "conversion_report.json"
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-CARDS = str(Path(__file__).resolve().parents[1] / "model_cards")
 DEFAULT_ROOT = Path("converted")  # for released models, each in a folder of its name
 
 CARD = """\
@@ -72,10 +82,6 @@ model = {model_class}.from_pretrained("DIRECTORY").eval()
 
 `conversion_report.json` says which original parameter became which of these.
 """
-
-
-class ConversionError(ValueError):
-    """A checkpoint that was read but cannot become what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +118,10 @@ def convert(
         ValueError, OSError: the checkpoint, the output or the combination of options is not usable; one sentence.
             Nothing is left of the output then.
     """
-    check_output(output, options.overwrite, lambda config: config.get("model_type") in ("oneref", "beit3"))
+    ours = ("oneref", "beit3")
+    check_output(output, options.overwrite, lambda config: config.get("model_type") in ours, source.path)
     with (
+        safetensors_errors(output),
         complete_directory(output) as folder,
         _checksum_meanwhile(source, options.checksum) as checksum,
         open_checkpoint(source.path, source.member, scratch=folder) as checkpoint,
@@ -132,26 +140,25 @@ def convert(
             raise ConversionError(
                 f"The weights take {size:,} bytes, and '{folder.parent}' has room for {free:,} only."
             )
-        dtype = _main_dtype(tensors)
+        dtype = main_dtype(tensors)
         _save_definition(folder, model, dtype)  # before the weights, as it would delete them
         with tqdm(total=size, unit="B", unit_scale=True, desc=output.name, disable=not show_progress) as bar:
             files = write_model(folder, tensors, options.max_shard_size, bar.update)
         if options.verify:
             verify(folder, files, checkpoint, plan, tensors)
+            if tokenizer is not None:
+                verify_processor(folder, tokenizer, model.config.image_size)
+        stored = main_dtype(_tensors_to_write(checkpoint, model, plan, None))
+        stored_size = infer_config(_shapes(checkpoint), plan.task)["image_size"]
         report = {
-            "source": {
-                "file": source.path.name,
-                "member": source.member,
-                "sha256": checksum(),
-                "repository": source.repo,
-                "revision": source.revision,
-            },
+            "source": source_facts(source, checksum(), stored, stored_size),
             "model_class": type(model).__name__,
             "task": plan.task,
             "dtype": dtype,
             "image_size": model.config.image_size,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "bytes": size,
+            "processor": tokenizer is not None,
             "verified": options.verify,
             "original_training": checkpoint.facts,
             "mapped": {assignment.target: list(assignment.sources) for assignment in plan.assignments},
@@ -159,16 +166,20 @@ def convert(
             "fresh": plan.fresh,
         }
         write_card(folder, output.name, report, source.row)
-        (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_report(folder, report)
     return report
 
 
 # Steps ------------------------------------------------------------------------------------------------------------
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    return {name: ref.shape for name, ref in checkpoint.tensors.items()}
+
+
 def _plan(checkpoint: Checkpoint, options: Options) -> tuple[torch.nn.Module, Plan]:
     """The model to fill, without storage, and what becomes of every parameter."""
     import oneref_hf
 
-    shapes = {name: ref.shape for name, ref in checkpoint.tensors.items()}
+    shapes = _shapes(checkpoint)
     task = infer_task(shapes) if options.task == "auto" else options.task
     sizes = infer_config(shapes, task)
     if options.image_size is not None:
@@ -210,10 +221,7 @@ def _maker(
     def make() -> Iterator[torch.Tensor]:
         for source in assignment.sources:
             for values in _source_values(checkpoint, source, shape):
-                cast = values.to(dtype)
-                if dtype == torch.float16 and cast.isinf().any() and not values.isinf().any():
-                    raise ConversionError(f"{assignment.target} has values that float16 cannot hold; use bfloat16.")
-                yield cast
+                yield cast(assignment.target, values, dtype)
 
     return make
 
@@ -249,8 +257,9 @@ def verify(
         for name, value in wanted.items()
         if name not in plan.fresh
     }
-    differing = [name for name in {**expected, **held} if expected.get(name) != held.get(name)]
+    _refuse_differences([name for name in {**expected, **held} if expected.get(name) != held.get(name)])
 
+    differing = []
     offsets = {file: tensor_offsets(folder / file) for file in set(files.values())}
     for assignment in plan.assignments:
         file, tensor = files[assignment.target], tensor_of[assignment.target]
@@ -262,30 +271,37 @@ def verify(
                     if not np.array_equal(bits, np.frombuffer(written.read(bits.nbytes), dtype=np.uint8)):
                         differing.append(f"{assignment.target} (from {name})")
                         break
-    if differing:
-        raise ConversionError(f"What was written differs from the source in {', '.join(differing)}.")
+    _refuse_differences(differing)
 
 
-def _main_dtype(tensors: Sequence[TensorToWrite]) -> str:
-    """The floating-point type of most of the weights, as the configuration names it."""
-    counts: Counter = Counter()
-    for tensor in tensors:
-        if tensor.dtype.is_floating_point:
-            counts[tensor.dtype] += tensor.nbytes
-    return str(counts.most_common(1)[0][0]).removeprefix("torch.")
+def _refuse_differences(names: Sequence[str]) -> None:
+    if names:
+        raise ConversionError(f"What was written differs from the source in {', '.join(names)}.")
+
+
+def verify_processor(folder: Path, tokenizer: Path, image_size: int) -> None:
+    """Loads the processor back: its ids must be those of the SentencePiece model, its pictures of the model's size."""
+    from tokenizer import check_tokenizer
+
+    from oneref_hf import OneRefProcessor
+
+    try:
+        processor = OneRefProcessor.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library's own errors have no narrower type
+        raise ConversionError(f"The processor that was written does not load back: {_one_line(error)}") from error
+    try:
+        check_tokenizer(processor.tokenizer, tokenizer)
+    except ValueError as error:
+        raise ConversionError(f"The tokenizer that was written has other ids than '{tokenizer}'.") from error
+    size = processor.image_processor.size
+    if (size["height"], size["width"]) != (image_size, image_size):
+        raise ConversionError(f"The processor that was written makes pictures of {size}, not of {image_size} pixels.")
 
 
 def _save_definition(folder: Path, model: torch.nn.Module, dtype: str) -> None:
     """Configuration, and the code that lets the directory load where `oneref_hf` is not installed."""
-    from transformers.utils import logging as transformers_logging
-
-    with_bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # of the weights, of which none are saved here
-    try:
+    with without_progress_bars():  # of the weights, of which none are saved here
         model.to(getattr(torch, dtype)).save_pretrained(folder, state_dict={})
-    finally:
-        if with_bar:
-            transformers_logging.enable_progress_bar()
 
 
 def _save_processor(folder: Path, tokenizer: Path, config) -> None:
@@ -310,11 +326,7 @@ def write_card(folder: Path, title: str, report: dict, row: ModelRow | None = No
         origin = source["file"] if source["member"] is None else f"{source['file']}::{source['member']}"
         card = CARD.format(**report, title=title, origin=origin)
     else:
-        if CARDS not in sys.path:
-            sys.path.append(CARDS)
-        from render import render_card
-
-        card = render_card(row, sha256=source["sha256"])
+        card = released_card(row, source["sha256"])
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -338,35 +350,73 @@ def _checksum_meanwhile(source: Source, wanted: bool) -> Iterator[Callable[[], s
 
 # Command line -----------------------------------------------------------------------------------------------------
 def convert_all(pattern: str, root: Path, tokenizer: Path | None, options: Options) -> bool:
-    """Converts the released models whose name fits, each to a folder of its name; returns whether all went well.
+    """Converts the released models whose name fits, each to a folder of its name; returns whether all are there.
 
-    Models that have a report in their folder are skipped unless `options.overwrite`. A failure does not stop the rest.
+    Models that have a report in their folder are left as they are unless `options.overwrite`: skipped, or where the
+    report says that they were converted with other options, listed as differing, which counts as not being there.
+    Neither that nor a failure stops the rest.
     """
-    rows = [row for row in load_manifest() if row.kind != "tokenizer" and fnmatch.fnmatch(row.name, pattern)]
+    rows = [row for row in load_manifest() if fnmatch.fnmatch(row.name, pattern)]
     if not rows:
         raise ConversionError(f"No released model has a name like '{pattern}'.")
-    table = []
-    for row in tqdm(rows, unit="model", disable=None):
-        output, start = root / row.name, time.monotonic()
-        if (output / REPORT_FILE).exists() and not options.overwrite:
-            table.append((row.name, "skipped", "done before"))
-            continue
-        try:
-            report = convert(released(row.name), output, tokenizer, _options_for(row, options))
-        except (ValueError, OSError) as error:
-            table.append((row.name, "FAILED", _one_line(error)))
-        else:
-            seconds = time.monotonic() - start
-            table.append((row.name, "converted", f"{report['bytes'] / 1e9:.2f} GB in {seconds:.0f} s"))
+    table = [
+        (row.name, *_convert_one(row, root / row.name, tokenizer, _options_for(row, options)))
+        for row in tqdm(rows, unit="model", disable=None)
+    ]
     width = max(len(name) for name, _, _ in table)
     for name, outcome, detail in table:
         print(f"{name:{width}}  {outcome:9}  {detail}")
-    return all(outcome != "FAILED" for _, outcome, _ in table)
+    return all(outcome in ("converted", "skipped") for _, outcome, _ in table)
 
 
-def _options_for(row, options: Options) -> Options:
-    """The task of a released model is known, so a file that turns out to be something else is an error."""
-    return Options(**{**vars(options), "task": row.kind}) if options.task == "auto" else options
+def _convert_one(row: ModelRow, output: Path, tokenizer: Path | None, options: Options) -> tuple[str, str]:
+    """Outcome and details of one of many models."""
+    start = time.monotonic()
+    try:
+        if (output / REPORT_FILE).exists() and not options.overwrite:
+            differences = _differences(output, tokenizer, options)
+            if differences:
+                return "DIFFERS", f"exists with {', '.join(differences)}; --overwrite converts it again"
+            return "skipped", "done before"
+        source = released(row.name)
+        if row.kind == "tokenizer":
+            import convert_vqkd
+
+            report = convert_vqkd.convert(
+                source, output, options.dtype, options.allow_unused, options.verify, options.overwrite
+            )
+        else:
+            report = convert(source, output, tokenizer, options)
+    except (ValueError, OSError) as error:
+        return "FAILED", _one_line(error)
+    return "converted", f"{report['bytes'] / 1e9:.2f} GB in {time.monotonic() - start:.0f} s"
+
+
+def _differences(output: Path, tokenizer: Path | None, options: Options) -> list[str]:
+    """In what a finished directory, going by its report, is not what the options ask for."""
+    try:
+        report = json.loads((output / REPORT_FILE).read_text(encoding="utf-8"))
+        wanted = {"task": options.task, "dtype": report["source"]["dtype"]}
+        if options.dtype is not None:
+            wanted["dtype"] = str(options.dtype).removeprefix("torch.")
+        if options.task != "tokenizer":  # which interpolates its positions when it runs
+            wanted["image_size"] = options.image_size or report["source"]["image_size"]
+        found = [
+            f"{name.replace('_', ' ')} {report[name]} instead of {value}"
+            for name, value in wanted.items()
+            if report[name] != value
+        ]
+        return found + (["no processor"] if tokenizer is not None and report.get("processor") is False else [])
+    except (ValueError, KeyError, TypeError):
+        return [f"a {REPORT_FILE} that does not say how it was made"]
+
+
+def _options_for(row: ModelRow, options: Options) -> Options:
+    """The task of a released model is known, so a file that turns out to be something else is an error.
+
+    A tokenizer serves no other task.
+    """
+    return replace(options, task=row.kind) if options.task == "auto" or row.kind == "tokenizer" else options
 
 
 def summary(report: dict, output: Path) -> str:
@@ -463,7 +513,7 @@ def _run(arguments: argparse.Namespace) -> bool:
     if arguments.name is not None:
         row = released_row(arguments.name)
         if row.kind == "tokenizer":
-            raise ConversionError(f"'{arguments.name}' is a VQ-KD visual tokenizer; use convert_vqkd.py.")
+            raise ConversionError(f"'{arguments.name}' is a VQ-KD visual tokenizer; use convert_vqkd.py --name.")
         source, options = released(arguments.name), _options_for(row, options)
     else:
         source = resolve(arguments.checkpoint)

@@ -51,6 +51,14 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a training took, roughly."""
+
+    devices: str
+    hours: int
+
+
+@dataclass(frozen=True)
 class ModelRow:
     """One released model. What the sources do not say is None or empty."""
 
@@ -67,6 +75,7 @@ class ModelRow:
     results: tuple[Result, ...]
     recipe: str | None  # in training/recipes, as `oneref_hf.recipes.recipes_in` names it
     parameters: int | None  # of the original model
+    cost: Cost | None  # of its training
 
     @property
     def kind(self) -> str:
@@ -121,11 +130,13 @@ def load_manifest(path: str | Path = MANIFEST) -> Manifest:
         raw = yaml.load(Path(path).read_text(encoding="utf-8"), _YAML_LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ManifestError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]}).") from error
-    top = "schema repos tokenizer paper files results parameters datasets"
+    top = "schema repos tokenizer paper files results parameters mrefm_cost datasets"
     _check_keys(raw, "the manifest", required=top)
     if raw["schema"] != 1:
         raise ManifestError(f"the manifest has schema {raw['schema']!r}; this version reads schema 1.")
     _check_keys(raw["paper"], "paper", required="title authors venue year arxiv code")
+    _check_keys(raw["mrefm_cost"], "mrefm_cost", required="devices hours")
+    _check_keys(raw["mrefm_cost"]["hours"], "mrefm_cost, hours", required=" ".join(SIZES))
 
     datasets = _read_datasets(raw["datasets"])
     results = _read_results(raw["results"], datasets)
@@ -226,9 +237,17 @@ def _expand_file(entry, where: str, raw: dict, datasets, results) -> list[ModelR
                 results=_results_of(results.get((task, setting, size), []), setting, key and datasets[key]),
                 recipe=_recipe_name(task, setting, size, key and datasets[key]),
                 parameters=raw["parameters"][size].get("mrefm" if setting == "mrefm" else task),
+                cost=_mrefm_cost(raw["mrefm_cost"], size) if setting == "mrefm" else None,
             )
         )
     return rows
+
+
+def _mrefm_cost(raw: dict, size: str) -> Cost:
+    return Cost(
+        devices=_typed(raw["devices"], str, "mrefm_cost, devices"),
+        hours=_typed(raw["hours"][size], int, f"mrefm_cost, hours, {size}"),
+    )
 
 
 def _model_name(task: str, setting: str, size: str, dataset: Dataset) -> str:

@@ -1,23 +1,37 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
-"""Directories that appear only when complete, and checksums."""
+"""What an output directory may replace, what every conversion leaves in it, and checksums."""
 
 import hashlib
 import json
-import os
-import shutil
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from manifest import ModelRow
+from safetensors import SafetensorError
+from sources import Source
 
-def check_output(output: Path, overwrite: bool, is_ours: Callable[[dict], bool]) -> None:
+
+REPORT_FILE = "conversion_report.json"
+CARDS = str(Path(__file__).resolve().parents[1] / "model_cards")
+
+
+class ConversionError(ValueError):
+    """A checkpoint that was read but cannot become what was asked for."""
+
+
+def check_output(output: Path, overwrite: bool, is_ours: Callable[[dict], bool], source: Path) -> None:
     """Raises `ValueError` where writing to `output` would destroy anything but an earlier conversion.
 
     Args:
         output: the directory to write; it may be absent or empty.
         overwrite: whether an earlier conversion may be replaced.
         is_ours: says from the contents of `config.json` whether the directory is such a conversion.
+        source: the checkpoint, which must not lie in what is replaced.
     """
+    if source.resolve().is_relative_to(output.resolve()):
+        raise ValueError(f"'{source}' lies inside '{output}', which would be replaced; choose another --output.")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     try:
@@ -31,29 +45,52 @@ def check_output(output: Path, overwrite: bool, is_ours: Callable[[dict], bool])
 
 
 @contextmanager
-def complete_directory(output: Path) -> Iterator[Path]:
-    """A new directory beside `output` that takes its place at the end, or vanishes if anything fails before."""
-    output = output.resolve()
-    partial, retired = (output.with_name(f".{output.name}.{kind}-{os.getpid()}") for kind in ("partial", "retired"))
-    created = [folder for folder in partial.parents if not folder.exists()]  # innermost first
+def safetensors_errors(output: Path) -> Iterator[None]:
+    """Turns the library's error, which is no `ValueError`, into one sentence."""
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if output.exists():
-            output.rename(retired)
-        try:
-            partial.rename(output)
-        except OSError:
-            if retired.exists():
-                retired.rename(output)
-            raise
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        for folder in created:
-            with suppress(OSError):  # somebody else has put something there meanwhile
-                folder.rmdir()
-        raise
-    shutil.rmtree(retired, ignore_errors=True)
+        yield
+    except SafetensorError as error:
+        raise ConversionError(f"The weights of '{output}' cannot be written or read back: {error}.") from error
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keeps `save_pretrained` from drawing its own."""
+    from transformers.utils import logging as transformers_logging
+
+    with_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if with_bar:
+            transformers_logging.enable_progress_bar()
+
+
+def source_facts(source: Source, checksum: str | None, dtype: str, image_size: int) -> dict:
+    """What a report says of the file that was converted, with the type and the size that its weights have there."""
+    return {
+        "file": source.path.name,
+        "member": source.member,
+        "sha256": checksum,
+        "repository": source.repo,
+        "revision": source.revision,
+        "dtype": dtype,
+        "image_size": image_size,
+    }
+
+
+def write_report(folder: Path, report: dict) -> None:
+    (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def released_card(row: ModelRow, checksum: str | None) -> str:
+    """The full model card of a released model, for a directory that was really converted."""
+    if CARDS not in sys.path:
+        sys.path.append(CARDS)
+    from render import render_card
+
+    return render_card(row, sha256=checksum)
 
 
 def sha256(path: Path, cancelled: Callable[[], bool] = lambda: False) -> str | None:

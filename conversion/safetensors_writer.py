@@ -3,6 +3,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,23 @@ def parse_size(text: str) -> int:
     if size == 0:
         raise ValueError("a shard cannot be empty")
     return size
+
+
+def main_dtype(tensors: Iterable[TensorToWrite | torch.Tensor]) -> str:
+    """The floating-point type of most of the weights, as a configuration names it."""
+    counts: Counter = Counter()
+    for tensor in tensors:
+        if tensor.dtype.is_floating_point:
+            counts[tensor.dtype] += tensor.nbytes
+    return str(counts.most_common(1)[0][0]).removeprefix("torch.")
+
+
+def cast(name: str, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Values of the weight `name` in another type. Raises `ValueError` where float16 cannot hold them."""
+    result = values.to(dtype)
+    if dtype == torch.float16 and result.isinf().any() and not values.isinf().any():
+        raise ValueError(f"{name} has values that float16 cannot hold; use bfloat16.")
+    return result
 
 
 def split_into_shards(tensors: Sequence[TensorToWrite], max_shard_size: int) -> list[list[TensorToWrite]]:

@@ -48,6 +48,11 @@ def build_tokenizer(spm_path: str | os.PathLike) -> TokenizersBackend:
     return tokenizer
 
 
+def check_tokenizer(tokenizer: TokenizersBackend, spm_path: str | os.PathLike) -> None:
+    """Raises `ValueError` where a tokenizer has other ids than the SentencePiece model, for a word or a sentence."""
+    _check(tokenizer, _load_original(Path(spm_path)), Path(spm_path))
+
+
 def _load_original(spm_path: Path) -> SentencePieceProcessor:
     try:
         original = SentencePieceProcessor(model_file=str(spm_path))

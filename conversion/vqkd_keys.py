@@ -103,6 +103,16 @@ def reason_to_ignore(name: str) -> str | None:
     return next((reason for beginning, reason in IGNORED.items() if name.startswith(beginning)), None)
 
 
+def sources_of(names: Iterable[str]) -> dict[str, list[str]]:
+    """Which original tensor each of ours is made from."""
+    sources = {}
+    for name in names:
+        target = rename(name)
+        if target is not None:  # a fused one gives three, any other the same name three times
+            sources |= {target.replace("qkv_proj", f"{part}_proj"): [name] for part in "qkv"}
+    return sources
+
+
 def split_qkv(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Cuts each fused `qkv_proj.weight` (3D, D) into the weights of `q_proj`, `k_proj` and `v_proj`, (D, D) each."""
     result = {}

@@ -159,9 +159,8 @@ def _result_lines(row: ModelRow, manifest: Manifest, metrics: list[str]) -> list
 
 
 def _command(row: ModelRow, model: str) -> str:
-    if row.kind == "tokenizer":
-        return f"python conversion/convert_vqkd.py hf://{row.repos[0]}/{row.file} --output {model}"
-    return f"python conversion/convert_oneref.py --name {row.name} --output {model}"
+    script = "convert_vqkd" if row.kind == "tokenizer" else "convert_oneref"
+    return f"python conversion/{script}.py --name {row.name} --output {model}"
 
 
 @functools.cache

@@ -1,6 +1,8 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
-"""The part of the Hub that takes models, on this machine: repositories, uploads of large files, and commits.
+"""Two parts of the Hub on this machine: one serves files, the other takes models.
 
+with Hub({("owner/name", "config.json"): b"{}"}) as hub:
+    ...  # HF_ENDPOINT=hub.address HF_HUB_CACHE=another HF_HUB_OFFLINE=0
 with PushHub() as hub:
     ...  # HF_ENDPOINT=hub.address HF_TOKEN=anything HF_HUB_DISABLE_XET=1
 hub.repositories["me/my-model"]["config.json"]
@@ -12,22 +14,18 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 
 TOKEN = "hf_of_nobody"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of every file that is served
 _LARGE = (".safetensors", ".png")
 
 
-class PushHub(ThreadingHTTPServer):
-    """`repositories` maps an id to its files, path to contents; `commits` lists (id, title, paths)."""
+class _LocalServer(ThreadingHTTPServer):
+    """Serves from a thread of its own."""
 
     daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Request)
-        self.repositories: dict[str, dict[str, bytes]] = {}
-        self.commits: list[tuple[str, str, list[str]]] = []
-        self.large: dict[str, bytes] = {}  # by checksum, until a commit names them
 
     @property
     def address(self) -> str:
@@ -44,7 +42,91 @@ class PushHub(ThreadingHTTPServer):
         self.thread.join()
 
 
-class _Request(BaseHTTPRequestHandler):
+class Hub(_LocalServer):
+    """Serves files: metadata by HEAD, contents by GET with ranges.
+
+    `files` maps (repository, file) to contents. `drop_after` cuts the first download's connection after so many bytes.
+    """
+
+    def __init__(self, files: dict[tuple[str, str], bytes]):
+        super().__init__(("127.0.0.1", 0), HubRequest)
+        self.files = files
+        self.drop_after: int | None = None
+        self.requests: list[tuple[str, str, str | None]] = []  # method, path, range
+        self.bytes_sent = 0
+
+
+class HubRequest(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def answer(self, with_body: bool):
+        self.server.requests.append((self.command, self.path, self.headers.get("Range")))
+        match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
+        if match is None:  # the library asks for other things, too
+            return self.refuse(404, "EntryNotFound")
+        repo, _revision, file = (unquote(part) for part in match.groups())
+        if repo not in {repo for repo, _ in self.server.files}:
+            return self.refuse(401, "RepoNotFound")
+        content = self.server.files.get((repo, file))
+        if content is None:
+            return self.refuse(404, "EntryNotFound")
+        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if self.headers.get("Range") else 0
+        self.send_response(206 if start else 200)
+        etag = hashlib.sha256(content).hexdigest()
+        for name, value in {
+            "X-Repo-Commit": COMMIT,
+            "ETag": f'"{etag}"',
+            "X-Linked-ETag": f'"{etag}"',
+            "X-Linked-Size": len(content),
+            "Accept-Ranges": "bytes",
+            "Content-Length": len(content) - start,
+        }.items():
+            self.send_header(name, str(value))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if not with_body:
+            return None
+        body = content[start:]
+        if self.server.drop_after is not None:
+            body, self.server.drop_after = body[: self.server.drop_after], None
+            self.close_connection = True
+        self.wfile.write(body)
+        self.server.bytes_sent += len(body)
+        return None
+
+    def refuse(self, status: int, code: str):
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+class PushHub(_LocalServer):
+    """Takes models and Spaces.
+
+    `repositories` maps an id to its files, path to contents; `commits` lists (id, title, paths).
+    """
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _PushRequest)
+        self.repositories: dict[str, dict[str, bytes]] = {}
+        self.commits: list[tuple[str, str, list[str]]] = []
+        self.large: dict[str, bytes] = {}  # by checksum, until a commit names them
+
+
+class _PushRequest(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: PushHub
 
@@ -88,8 +170,9 @@ def _create(hub: PushHub, body: bytes) -> dict:
 
 
 def _check_card(hub: PushHub, body: bytes) -> dict:
-    known = "library_name: transformers" in json.loads(body)["content"]
-    return {"errors": [] if known else [{"message": "The card names no library."}]}
+    card = json.loads(body)
+    wanted = {"model": "library_name: transformers", "space": "sdk: gradio"}[card["repoType"]]
+    return {"errors": [] if wanted in card["content"] else [{"message": f"The card lacks '{wanted}'."}]}
 
 
 def _upload_modes(hub: PushHub, repo_id: str, body: bytes) -> dict:
@@ -125,7 +208,7 @@ def _commit(hub: PushHub, repo_id: str, body: bytes) -> dict:
 _POST = {
     "/api/repos/create": _create,
     "/api/validate-yaml": _check_card,
-    "/api/models/([^/]+/[^/]+)/preupload/main": _upload_modes,
-    r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch": _large_files,
-    "/api/models/([^/]+/[^/]+)/commit/main": _commit,
+    "/api/(?:models|spaces)/([^/]+/[^/]+)/preupload/main": _upload_modes,
+    r"/(?:spaces/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch": _large_files,
+    "/api/(?:models|spaces)/([^/]+/[^/]+)/commit/main": _commit,
 }

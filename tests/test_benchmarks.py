@@ -1,11 +1,13 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
 """The benchmarks count, measure and compare what they say; how fast anything is, is not tested."""
 
+import argparse
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import data_pipeline
 import gpu_speed
 import many_phrases
 import measuring
@@ -14,6 +16,7 @@ import peers
 import pytest
 import scaling
 import torch
+import training_speed
 from PIL import Image
 from tokenizer import build_tokenizer
 from torch.utils.flop_counter import FlopCounterMode
@@ -71,6 +74,32 @@ def test_operations_of_the_mask_head():
     )
     cosines = 2 * 2 * 64 * 16 * TINY["hidden_size"] / 1e9  # with the phrase, at every position of the mask
     assert measuring.mask_gflop(TINY, 2, 64) == pytest.approx(with_masks - without - cosines, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", training_speed.LOSSES)
+def test_operations_of_a_training_step(kind):
+    """Counted where they happen; the first product needs no gradient of the picture, which the formula ignores."""
+    batch, side, patches = 2, 80, 25
+    options = argparse.Namespace(size="tiny", image_size=side, batch=batch, device="cpu", compile=False)
+    step = training_speed.Step(kind, options)
+    if kind == "image":  # the share exactly
+        step.inputs[measuring.PHRASE_TOKENS]["bool_masked_pos"][:] = torch.arange(patches) < 10
+    step.model.set_attn_implementation("eager")
+    if step.tokenizer is not None:
+        step.tokenizer.set_attn_implementation("eager")
+    variant = training_speed.Variant(ours=True, dtype="float32")
+    step.model.set_attn_implementation = lambda name: None
+    with FlopCounterMode(display=False, depth=None) as counter:
+        step.seconds(variant)
+    counts = {name: sum(operations.values()) for name, operations in counter.get_flop_counts().items()}
+    parts = {"rec": [], "image": ["visual_token_head"], "text": ["mlm_head"]}[kind]
+    model = type(step.model).__name__
+    found = sum(counts[f"{model}.{part}"] for part in ["oneref.beit3", *parts])
+    found += 2 * batch * patches * 3 * measuring.PATCH_SIZE**2 * TINY["hidden_size"]
+    if kind == "image":
+        layers = [f"layers.{number}" for number in range(TINY["num_hidden_layers"])]
+        found += sum(counts[f"VqkdModel.{part}"] for part in ["embeddings", *layers])
+    assert batch * training_speed.step_gflop(kind, "tiny", side) == pytest.approx(found / 1e9, rel=1e-6)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells a process its memory")
@@ -166,6 +195,23 @@ def test_the_gpu_benchmark_can_be_tried_without_one(monkeypatch, capsys):
     assert all(re.fullmatch(r"\d+%", row[6]) for row in rows)
 
 
+def test_the_data_pipeline_is_compared_step_by_step(monkeypatch, capsys):
+    monkeypatch.setattr(data_pipeline, "timed", lambda function: (function(), 0.002)[1])
+    monkeypatch.setattr(data_pipeline, "ORIGINAL_GFLOPS", 2 * 2048 * 768 * 3072 / 0.002 / 1e9)  # the same machine
+    monkeypatch.setattr(sys, "argv", ["data_pipeline.py", "--samples", "2", "--rounds", "1"])
+    data_pipeline.main()
+    rows = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:2] for row in rows[:4]] == [
+        [name, "1.00"]
+        for name in ("augment, normalise, pad", "patch mask", "relation labels", "tokenise and mask text")
+    ]
+    assert rows[4:] == [
+        ["image part", "3.00", "11.5", "11.5", "0.26"],
+        ["text part", "1.00", "6.0", "6.0", "0.17"],
+        ["whole sample", "4.00", "17.5", "17.5", "0.23"],
+    ]
+
+
 # Peers
 
 
@@ -194,6 +240,7 @@ def test_phrases_as_the_peers_read_them():
     "arguments",
     [
         ["startup.py", "--size", "tiny", "--rounds", "1"],
+        ["training_speed.py", "--size", "tiny", "--image-size", "64", "--rounds", "1", "--device", "cpu"],
         ["encoder_speed.py", "--size", "tiny", "--dtype", "float32", "--rounds", "1", "--compile", "default"],
         ["peers.py", "--phrases", "1", "--rounds", "1"],
         ["many_phrases.py", "--size", "tiny", "--phrases", "1", "16", "--task", "segmentation", "--rounds", "1"],

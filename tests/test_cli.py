@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hub_server import Hub
 from PIL import Image
 from tokenizer import build_tokenizer
 
@@ -194,6 +195,38 @@ def test_the_command_is_quiet(models, coffee):
     result = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert [record["phrase"] for record in json.loads(result.stdout)] == [PHRASES[0], "日本"]
+
+
+def test_a_model_from_the_hub(ground, models, coffee, tmp_path):
+    """Downloaded once, then from the cache; and what is said of an id that nobody has."""
+    files = {("owner/name", path.name): path.read_bytes() for path in (models / "segmentation").iterdir()}
+    command = [sys.executable, "-c", "import sys; from oneref_hf.cli import main; sys.exit(main())", "ground", coffee]
+    with Hub(files) as hub:
+        settings = {
+            "HF_ENDPOINT": hub.address,
+            "HF_HOME": str(tmp_path),
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+        }
+        found, absent = (
+            subprocess.run(
+                [*command, *PHRASES, "--model", model, "--device", "cpu", "--json"],
+                env={**os.environ, **settings, "OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            for model in ("owner/name", "owner/absent")
+        )
+        downloaded = [path for method, path, _ in hub.requests if method == "GET" and path.endswith(".safetensors")]
+    assert (found.returncode, found.stderr) == (0, "")
+    assert json.loads(found.stdout) == json.loads(ground("--json")[1])
+    assert downloaded == ["/owner/name/resolve/main/model.safetensors"]
+    assert refused((absent.returncode, absent.stdout, absent.stderr)) == (
+        "oneref: There is no directory 'owner/absent', and the Hub has no model of that name that you may see; check "
+        "the name, or log in with `hf auth login` if it is private.\n"
+    )
 
 
 def test_help_imports_nothing_slow():

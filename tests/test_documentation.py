@@ -1,15 +1,15 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
 """The documentation builds without a warning, its links lead somewhere, its pictures are those that are drawn, and
-every public docstring gives the shapes of its tensors."""
+every public docstring gives the shapes of its tensors and the errors that are raised."""
 
 import ast
 import functools
 import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,6 +20,7 @@ import pytest
 import yaml
 from manifest import load_manifest
 from PIL import Image
+from scripts import load_script
 
 import oneref_hf
 from oneref_hf import OneRefForSegmentation, OneRefProcessor, cli
@@ -30,15 +31,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
 
-def loaded(name: str):
-    """A module of docs/, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-hooks, make_images = loaded("hooks"), loaded("make_images")
+hooks, make_images = (load_script(DOCS / f"{name}.py") for name in ("hooks", "make_images"))
 
 
 # The site ---------------------------------------------------------------------------------------------------------
@@ -270,14 +263,76 @@ def says_shape(text: str) -> bool:
 
 
 def entry_of(argument: str, text: str) -> str | None:
-    """What an Args or Returns section says of one argument."""
-    if argument == "return":
-        match = re.search(r"^Returns:\n(.*?)(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+    """What an Args or Returns section says of one argument, or the section of that name."""
+    if argument in ("return", "Raises"):
+        title = argument.replace("return", "Returns")
+        match = re.search(rf"^{title}:\n(.*?)(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
         return match and match[1]
     match = re.search(
         rf"^( *)(?:[\w, \n]*\b)?{argument}\b[^\n]*:(?:[^\n]*\n(?:\1 +[^\n]*\n?)*)", text + "\n", re.MULTILINE
     )
     return match and match[0]
+
+
+def test_docstrings_give_the_errors():
+    """What a function raises itself, its Raises section names; what a class raises when it is made, the class's."""
+    missing = []
+    for name, value in objects().items():
+        if not value.__doc__ and overrides(name):
+            continue
+        errors = raised_by(vars(value).get("__init__", value))
+        section = entry_of("Raises", docstring_of(name)) or ""
+        missing += [f"{name}: {error}" for error in errors if not re.search(rf"\b{error}\b", section)]
+        if inspect.isclass(value) and "__call__" in vars(value):
+            section = entry_of("Raises", inspect.getdoc(value.__call__) or "") or ""
+            errors = raised_by(value.__call__)
+            missing += [f"{name}.__call__: {error}" for error in errors if not re.search(rf"\b{error}\b", section)]
+    assert missing == [], "\n".join(missing)
+
+
+def raised_by(value) -> set[str]:
+    """Names of the exceptions that it raises in its own body and does not catch there."""
+    function = inspect.unwrap(value)
+    if not inspect.isfunction(function) or not Path(function.__code__.co_filename).is_relative_to(hooks.SOURCE):
+        return set()  # what a data class is given, say
+    return raised_in(textwrap.dedent(inspect.getsource(function)))
+
+
+def raised_in(source: str) -> set[str]:
+    (definition,) = ast.parse(source).body
+    found, left = set(), [(statement, frozenset()) for statement in definition.body]
+    while left:
+        node, caught = left.pop()
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            continue
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            error = ast.unparse(node.exc.func).rpartition(".")[2]
+            if error[0].isupper() and error not in caught | {"NotImplementedError"}:
+                found.add(error)
+        if isinstance(node, ast.Try):
+            kinds = {kind.id for one in node.handlers for kind in ast.walk(one.type) if isinstance(kind, ast.Name)}
+            left += [(statement, caught | kinds) for statement in node.body]
+            left += [(one, caught) for one in (*node.handlers, *node.orelse, *node.finalbody)]
+        else:
+            left += [(child, caught) for child in ast.iter_child_nodes(node)]
+    return found
+
+
+def test_the_rule_finds_what_is_raised():
+    source = """
+        def f(x):
+            def inner():
+                raise KeyError("not of f itself")
+            try:
+                raise TypeError("caught")
+            except (TypeError, OSError):
+                raise errors.StrangeError(x) from None
+            if x:
+                raise ValueError("here")
+            raise NotImplementedError("of a method to override")
+    """
+    assert raised_in(textwrap.dedent(source).strip()) == {"StrangeError", "ValueError"}
+    assert raised_by(cli.check_model_source) == {"CommandError"}
 
 
 def test_the_rule_finds_what_is_missing():

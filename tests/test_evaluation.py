@@ -1,13 +1,13 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
 """Evaluation and bulk prediction: exact, resumable, the same for any number of processes and any way of reading."""
 
-import importlib.util
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import datasets
@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import tqdm.auto
 from huggingface_hub import ModelCard
 from PIL import Image
 from pycocotools import mask as coco
+from scripts import load_script
 from tokenizer import build_tokenizer
 from transformers import Trainer, TrainingArguments
 
@@ -36,6 +38,8 @@ from oneref_hf.prediction import PredictionError, ProcessError, Run, load_model,
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 
 SCRIPT = Path(__file__).parents[1] / "training" / "evaluate.py"
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+LAUNCH += [str(SCRIPT.parent / "accelerate" / "multi_cpu.yaml"), "--num_processes", "2", "--main_process_port", "0"]
 PHRASES = (
     "the cup",
     "the big cup on the left",
@@ -65,13 +69,6 @@ Path.replace = watched
 sys.argv[0] = {str(SCRIPT)!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -141,7 +138,7 @@ def uninterrupted(model_folders, data_folder, tmp_path_factory) -> Path:
     """The output of one process that ran to the end."""
     output = tmp_path_factory.mktemp("uninterrupted")
     arguments = script_arguments(model_folders["res"], data_folder, output, "--split", "val", "test")
-    assert load_script().main(arguments) == 0
+    assert load_script(SCRIPT).main(arguments) == 0
     return output
 
 
@@ -182,11 +179,11 @@ def test_killed_and_continued_by_two_processes(uninterrupted, model_folders, dat
     assert len(shards_in(output)) == 2 and len(list((output / "val").glob(".*.partial"))) == 1
     assert not (output / "results.json").exists()
 
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     continued = subprocess.run(
-        [*launcher, *arguments, "--split", "val", "test"], env=environment, capture_output=True, text=True
+        [*LAUNCH, *arguments, "--split", "val", "test"], env=environment, capture_output=True, text=True
     )
     assert continued.returncode == 0, continued.stderr
+    assert continued.stdout.count("accuracy at IoU 0.5") == 3  # the main process alone prints: two splits and a head
     log = [line.split() for line in written.read_text().splitlines()]
     assert len(log) == len({name for _, name in log}) == 6 + 2  # nobody did a shard twice
     assert {rank for rank, _ in log[2:]} == {"0", "1"}
@@ -194,10 +191,42 @@ def test_killed_and_continued_by_two_processes(uninterrupted, model_folders, dat
     assert not list(output.glob("*/.*"))
 
 
+def test_predict_on_two_processes(uninterrupted, model_folders, data_folder, tmp_path):
+    command = [Path(sysconfig.get_path("scripts"), "oneref"), "predict"]
+    arguments = script_arguments(model_folders["res"], data_folder, tmp_path / "out", "--split", "val")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*LAUNCH, "--no_python", *command, *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")] == [
+        f"written: {tmp_path / 'out'}, 6 shards",
+        f"malformed rows left out: 2, listed in {tmp_path / 'out' / 'malformed.txt'}",
+    ]
+    for name in sorted(path.name for path in (tmp_path / "out").glob("*.parquet")):
+        ours, theirs = (
+            pq.read_table(folder / name).to_pylist() for folder in (tmp_path / "out", uninterrupted / "val")
+        )
+        assert [(row["index"], row["phrase"]) for row in ours] == [(row["index"], row["phrase"]) for row in theirs]
+        assert [row["score"] for row in ours] == pytest.approx([row["score"] for row in theirs], abs=1e-5)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
 def test_streaming_gives_the_same(uninterrupted, model_folders, data_folder, tmp_path):
     arguments = script_arguments(model_folders["res"], data_folder, tmp_path, "--split", "val", "test", "--streaming")
-    assert load_script().main(arguments) == 0
+    assert load_script(SCRIPT).main(arguments) == 0
     assert_same_results(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_limit_counts_what_was_left_out_before_it(finished, streaming):
+    """Line 10 and 11 of `val`; a stream is looked into beyond the limit, to see what can be scored."""
+    assert finished(split="val", streaming=streaming, limit=9).scores["malformed"] == 0
+    assert not (finished.folder / "malformed.txt").exists()
+    assert finished(split="val", streaming=streaming, limit=10, overwrite=True).scores["malformed"] == 2
+    assert len((finished.folder / "malformed.txt").read_text().splitlines()) == 2
+    assert finished(split="val", streaming=streaming, limit=9, overwrite=True).scores["malformed"] == 0
+    assert not (finished.folder / "malformed.txt").exists()
 
 
 def test_stock_trainer_gives_the_same(uninterrupted, model_folders, data_folder, tmp_path):
@@ -244,7 +273,7 @@ def test_stock_trainer_gives_the_same(uninterrupted, model_folders, data_folder,
     assert 0.1 < scores["rec"]["accuracy@0.5"] < 0.9 and scores["res"]["miou"] > 0.1
 
 
-def test_what_is_reported(uninterrupted, capsys):
+def test_what_is_reported(uninterrupted):
     results = json.loads((uninterrupted / "results.json").read_text())
     scores = results["splits"]["val"]
     assert (scores["samples"], scores["malformed"], scores["unreadable"]) == (RECORDS, 2, 0)
@@ -257,6 +286,11 @@ def test_what_is_reported(uninterrupted, capsys):
         for task, metric in (("rec", "accuracy@0.5"), ("res", "miou")):
             total = sum(part[task][metric] * part["samples"] for part in parts.values())
             assert total == pytest.approx(scores[task][metric] * RECORDS)
+    assert [line.split(": ")[0] for line in (uninterrupted / "val" / "malformed.txt").read_text().splitlines()] == [
+        "val.jsonl, line 10",
+        "val.jsonl, line 11",
+    ]
+    assert not (uninterrupted / "test" / "malformed.txt").exists()
     with Image.open(uninterrupted / "worst_cases.png") as sheet:
         assert sheet.width > 1000 and len(set(sheet.resize((50, 50)).convert("L").tobytes())) > 20
 
@@ -330,12 +364,14 @@ def finished(model_folders, data_folder, accelerator, tmp_path):
         overwrite, limit = changes.pop("overwrite", False), changes.pop("limit", None)
         dtype = changes.pop("dtype", "auto")
         loaded = load_model(str(model_folders[model]), dtype)
-        data = open_referring_data(changes.pop("data", data_folder), split)
-        run = Run(batch_size=5, overwrite=overwrite, limit=limit)
+        data = open_referring_data(changes.pop("data", data_folder), split, changes.pop("streaming", False))
+        shard_rows = changes.pop("shard_rows", 256)
+        run = Run(batch_size=5, shard_rows=shard_rows, overwrite=overwrite, limit=limit)
         return evaluate_split(
             *loaded, data, tmp_path / "out", split=split, accelerator=accelerator, run=run, **changes
         )
 
+    evaluate.folder = tmp_path / "out"
     return evaluate
 
 
@@ -361,6 +397,23 @@ def test_a_finished_run_needs_no_forward(finished, monkeypatch):
     first = finished()
     monkeypatch.setattr(OneRefForGrounding, "forward", None)
     assert finished().scores == first.scores
+
+
+def test_the_progress_bar_ends_at_its_total(finished, monkeypatch):
+    """Also if shards are there already, of which the last is smaller."""
+    bars = []
+
+    class Bar(tqdm.auto.tqdm):
+        def __init__(self, *args, **options):
+            if options.get("unit") == " phrases" and "total" in options:
+                options["disable"] = False  # although nobody looks
+                bars.append(self)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(tqdm.auto, "tqdm", Bar)
+    for _ in range(2):
+        finished(split="val", shard_rows=SHARD_ROWS)
+    assert [(bar.n, bar.total) for bar in bars] == [(RECORDS, RECORDS)] * 2
 
 
 def test_a_new_data_set_under_the_old_name_is_noticed(finished, data_folder, tmp_path):
@@ -432,9 +485,68 @@ def test_predict_says_what_is_wrong(model_folders, data_folder, tmp_path, capsys
     assert last.startswith("oneref: ") and message in last
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--batch-size", "3"], "There is not enough memory for batches of 3; give a smaller --batch-size, or none."),
+        ([], "There is not enough memory for a single phrase; try --dtype bfloat16 or a smaller model."),
+    ],
+)
+def test_memory_that_never_suffices_is_one_sentence(
+    model_folders, data_folder, tmp_path, capsys, monkeypatch, arguments, sentence
+):
+    def too_large(self, **inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(OneRefForGrounding, "forward", too_large)
+    fixed = ["--model", str(model_folders["rec"]), "--dataset", str(data_folder), "--split", "test"]
+    assert cli.main(["predict", *fixed, "--output", str(tmp_path / "out"), *arguments]) == 1
+    assert capsys.readouterr().err.strip().splitlines()[-1] == f"oneref: {sentence}"
+
+
+def test_another_failure_is_not_taken_for_memory(finished, monkeypatch):
+    def broken(self, **inputs):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(OneRefForGrounding, "forward", broken)
+    with pytest.raises(RuntimeError, match=r"^a mistake of ours$"):
+        finished()
+
+
+def test_columns_of_other_names(model_folders, data_folder, tmp_path):
+    rows = [json.loads(line) for line in (data_folder / "test.jsonl").read_text().splitlines()]
+    path = tmp_path / "renamed.jsonl"
+    renamed = [{"photo": str(data_folder / row["image"]), "caption": row["phrase"]} for row in rows]
+    path.write_text("\n".join(map(json.dumps, renamed)))
+    fixed = ["--model", str(model_folders["rec"]), "--dataset", str(path), "--output", str(tmp_path / "out")]
+    assert cli.main(["predict", *fixed, "--columns", "image=photo", "phrase=caption"]) == 0
+    found = pq.read_table(tmp_path / "out" / "predictions-00000.parquet").to_pylist()
+    assert [row["phrase"] for row in found] == [row["phrase"] for row in rows]
+    assert all(row["problem"] is None and len(row["box"]) == 4 for row in found)
+
+
+def test_the_script_scores_in_bfloat16_and_updates_a_card(model_folders, data_folder, tmp_path, capsys):
+    card = tmp_path / "README.md"
+    card.write_text("# A model\n")
+    arguments = script_arguments(model_folders["rec"], data_folder, tmp_path / "out", "--split", "test")
+    more = ["--dtype", "bfloat16", "--update-card", str(card)]
+    assert load_script(SCRIPT).main([*arguments, *more]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["dtype"] == "bfloat16" and "canvas protocol, bfloat16" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "test" / "run.json").read_text())["dtype"] == "bfloat16"
+    held = ModelCard.load(card)
+    (entry,) = held.data.eval_results
+    assert entry.metric_value == round(100 * results["splits"]["test"]["rec"]["accuracy@0.5"], 2)
+    assert (entry.dataset_split, entry.metric_type) == ("test", "accuracy") and held.text.strip() == "# A model"
+    missing = ["--update-card", str(tmp_path / "none.md"), "--overwrite"]
+    assert load_script(SCRIPT).main([*arguments, *missing]) == 1
+    assert "evaluate: There is no model card" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+
+
 def test_the_script_fails_with_one_sentence(model_folders, data_folder, tmp_path, capsys):
     arguments = script_arguments(model_folders["rec"], data_folder, tmp_path / "out", "--split", "val", "nope")
-    assert load_script().main(arguments) == 1
+    assert load_script(SCRIPT).main(arguments) == 1
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("evaluate: ")
     assert not (tmp_path / "out").exists()
 
@@ -479,11 +591,13 @@ def test_tables_show_the_paper_beside_the_score():
     assert ["val", "mean", "IoU", "of", "boxes", "9", "-", "-"] in lines
     lines = [line.split() for line in breakdown_table(results).splitlines()]
     assert lines[2:] == [["val", "1-5", "words", "9", "87.65"], ["val", "place", "3", "-"]]
-    assert list(left_out(results)) == ["val: rows that do not count: 2 malformed."]
+    assert list(left_out(results, Path("out"))) == [
+        "val: rows that do not count: 2 malformed (listed in out/val/malformed.txt)."
+    ]
 
 
 def test_figures_of_the_paper(tmp_path):
-    figures = load_script().paper_figures
+    figures = load_script(SCRIPT).paper_figures
     assert figures("somewhere/rec-base-refcoco", ["unc"], "testA") == {"accuracy@0.5": 90.95}
     assert figures("rec-base-mixed", ["refcocoplus"], "val") == {"accuracy@0.5": 86.38}
     assert figures("res-large-refcocog", ["gref_umd"], "test") == {"miou": 73.76, "oiou": 77.36}

@@ -99,6 +99,14 @@ def test_offsets_are_blue_before_the_centre_and_vermilion_behind(picture, panels
         assert (flat == flat[0]).all()
 
 
+def test_the_longer_side_of_a_box_is_the_paler_map(picture, panels):
+    visual_relation_figure(picture, (20, 30, 180, 90), grid_size=GRID)
+    visual_relation_figure(picture, (20, 10, 60, 90), grid_size=GRID)
+    for (_, drawn), order in zip(panels, (1, -1)):
+        width, height = (centres(panel)[0, 0] for _, panel in drawn[3:])  # on the padding
+        assert order * (width[0] - height[0]) > 50  # red goes as the green grows
+
+
 def test_scores_make_a_second_row_of_their_own_values(picture, panels):
     labels = visual_relation_labels([0.75, 0.55, 0.3, 0.3], GRID)
     visual_relation_figure(picture, BOX, "a phrase", grid_size=GRID, scores=labels)

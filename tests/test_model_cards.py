@@ -1,7 +1,6 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
 """The committed model cards are what the template and the manifest give, their metadata is valid, their code runs."""
 
-import importlib.util
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 from manifest import load_manifest
+from scripts import load_script
 
 from oneref_hf.recipes import load_recipe, recipes_in
 
@@ -21,14 +21,7 @@ ROWS = load_manifest().models
 LEFTOVERS = re.compile(r"\{\{|\}\}|\{%|\bNone\b|\bTODO\b|\bTBD\b|\bDIR\b|\bundefined\b|More Information|<[A-Z_]+>")
 
 
-def load_render():
-    spec = importlib.util.spec_from_file_location("model_cards_render", CARDS / "render.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-render = load_render()
+render = load_script(CARDS / "render.py")
 
 
 def split_command(text: str) -> tuple[Path, list[str]]:
@@ -104,7 +97,10 @@ def test_every_card_has_the_required_facts_and_no_leftover(row):
     if row.kind in ("grounding", "segmentation"):
         assert "not a probability" in text and "0.5 means no preference" in text and "exactly one" in text
         assert "in pixels of the original picture" in text
-    assert (f"--name {row.name} " in text) != (row.kind == "tokenizer")
+    script = "convert_vqkd" if row.kind == "tokenizer" else "convert_oneref"
+    assert f"conversion/{script}.py --name {row.name} --output converted/{row.name}\n" in text
+    hours = {"base": 15, "large": 50}[row.size]
+    assert (f"names 32 NVIDIA A100 and about {hours} hours." in text) == (row.kind == "pretraining")
     usage = usage_of(card)
     compile(usage, row.name, "exec")
     assert len([line for line in usage.splitlines() if line.strip()]) <= 6
@@ -119,7 +115,20 @@ def test_a_card_of_one_released_model_says_what_it_should():
     assert "| warm-up | heads, encoder frozen | `mask_focal`, `mask_dice` | 10 | 0.00025 | 512 |" in text
     assert "| fine-tuning | everything | `mask_focal`, `mask_dice` | 20 | 3e-05 | 192 |" in text
     assert "`unc/best_checkpoint.pth` in `res_single_dataset_finetuning_base.zip` (about 6 GB)" in text
-    assert "`ab12`" in text and "take that of the mask" in text
+    assert "`ab12`" in text
+
+
+def test_segmentation_cards_say_where_box_and_score_come_from():
+    """What `OneRefForSegmentation` does with the configuration that a conversion writes."""
+    for row in ROWS:
+        text = render.render_card(row)
+        of_the_mask = (
+            "(`trained_on_masks_only` in `config.json`), and `box` and `score` are taken from the mask" in text
+        )
+        assert of_the_mask == (row.kind == "segmentation")
+        assert "Do not rely on `box`" not in text
+        assert ("contrast of the mask's logits" in text) == (row.kind == "segmentation")
+        assert ("contrast of the similarity map" in text) == (row.kind == "grounding")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ import sources
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from conversion.test_sources import Hub
+from hub_server import Hub
 from manifest import load_manifest
 from PIL import Image
 
@@ -116,13 +115,8 @@ def hub(original_checkpoint, fixtures_dir, tmp_path_factory):
             for name in names:
                 writer.writestr(name, checkpoint)
         files[manifest.repos[0], file] = archive.read_bytes()
-    server = Hub(files)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with Hub(files) as server:
+        yield server
 
 
 @pytest.fixture
@@ -251,6 +245,9 @@ def test_every_block_runs(place, hub, capfd):
                 assert code == 0, f"{block}: {line}\n{capfd.readouterr().err}"
         executed.append(block)
     assert [block for block in BLOCKS if block not in executed and block.language not in NOT_CODE] == []
+    results = json.loads((place / "outputs/evaluate/rec-base-refcoco-on-refcoco/canvas/results.json").read_text())
+    assert results["splits"]["val"]["paper"] == {"accuracy@0.5": 88.75}
+    assert re.search(r"^val +accuracy at IoU 0\.5 +1 +[\d.]+ +88\.75$", capfd.readouterr().out, re.MULTILINE)
     # What is listed as an exception and is none any longer would hide something one day.
     assert used == {*NOT_RUN, *PARSED_ONLY, *SMALLER, *NOT_CODE}
     for written in (

@@ -12,17 +12,22 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import DistributedType
+from accelerate.utils import DeepSpeedPlugin, DistributedType
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
+from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from manifest import load_manifest
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from oneref_hf import Beit3Config, Beit3Model, OneRefConfig, VqkdConfig
 from oneref_hf.configuration_oneref import DEFAULT_LOSS_WEIGHTS
 from oneref_hf.data.augmentation import ReferringAugmentation
 from oneref_hf.metrics import RecMetric, ResMetric
 from oneref_hf.recipes import MODEL_SIZES, RecipeError, load_recipe, recipes_in
+from oneref_hf.training_run import training_arguments
 
 
 TRAINING = Path(__file__).parents[1] / "training"
@@ -494,11 +499,11 @@ def test_a_stage_of_null_is_left_out_and_the_next_starts_from_the_model(tmp_path
 
 
 def test_values_of_the_command_line_are_read_as_the_recipe_wants_them(tmp_path):
-    arguments = ["--stages.warm-up.learning_rate", "1e-4", "--data.images", "123", "--data.streaming"]
+    arguments = ["--stages.warm-up.learning_rate", "1e-4", "--data.images", "123", "--data.strict"]
     arguments += ["--data.columns", "{phrase: caption, box_xywh: bbox}", "--evaluation.splits", "{mine: [val, test]}"]
     arguments += ["--run.save_steps", "null", "--stages.all.losses.contrastive", "0.5", "--run.precision", "bfloat16"]
     recipe = load_recipe(write(tmp_path), arguments)
-    assert recipe.stages[0].learning_rate == 1e-4 and recipe.data.images == "123" and recipe.data.streaming is True
+    assert recipe.stages[0].learning_rate == 1e-4 and recipe.data.images == "123" and recipe.data.strict is True
     assert recipe.data.columns == {"phrase": "caption", "box_xywh": "bbox"}
     assert recipe.evaluation.splits == {"mine": ["val", "test"]} and recipe.run.save_steps is None
     assert recipe.stages[1].losses["contrastive"] == 0.5 and recipe.run.precision == "bfloat16"
@@ -579,6 +584,11 @@ def test_names_are_looked_up_among_what_was_converted(tmp_path, monkeypatch):
             ["--evaluation.split", "null"],
             "evaluation.keep is best, which needs evaluation.metric and evaluation.split.",
         ),
+        (
+            ["--data.streaming"],
+            "data.streaming: a stream has no epochs; set stages.warm-up.max_steps and run.save_steps",
+        ),
+        (["--data.streaming", "--stages.all.max_steps", "9", "--run.save_steps", "3"], "schedule to cosine_per_step."),
         (["--task", "mrefm"], "data.masking is needed for task mrefm, and for no other."),
         (["--task", "res"], "evaluation.metric: task res has no accuracy@0.5."),
         (["--data.dataset", "null"], "data.dataset is missing"),
@@ -607,6 +617,16 @@ def test_mrefm_needs_masking_and_a_tokenizer_for_its_labels():
         load_recipe(path, ["--model.visual_tokenizer", "null"])
     ablated = load_recipe(path, ["--model.visual_tokenizer", "null", "--stages.all.losses.mim", "false"])
     assert all(stage.losses["mim"] == 0 and stage.losses["mlm"] == 1 for stage in ablated.stages)
+
+
+def test_masked_words_cannot_be_streamed():
+    path = FOLDER / "mrefm_rec_base.yaml"
+    with pytest.raises(RecipeError, match=r"stages.warm-up.losses.mlm cannot stream, .* set data.streaming to false"):
+        load_recipe(path, ["--data.streaming"])
+    by_steps = ["--stages.all.max_steps", "9", "--stages.all.schedule", "cosine_per_step", "--run.save_steps", "3"]
+    with pytest.raises(RecipeError, match="mlm cannot stream"):
+        load_recipe(path, ["--data.streaming", *by_steps])
+    assert load_recipe(path, ["--data.streaming", "--stages.all.losses.mlm", "false", *by_steps]).data.streaming
 
 
 @pytest.mark.parametrize(
@@ -686,3 +706,33 @@ def test_accelerate_launches_what_the_configurations_mean():
     zero = launched("deepspeed_zero2")
     assert zero.use_deepspeed and zero.zero_stage == 2
     assert zero.gradient_clipping is None and zero.gradient_accumulation_steps is None  # left to the recipe
+
+
+class TrainersDeepSpeedConfig(HfTrainerDeepSpeedConfig, HfDeepSpeedConfig):
+    """What Transformers makes of it, without the package that its constructor looks for."""
+
+    def __init__(self, config):
+        HfDeepSpeedConfig.__init__(self, config)
+        self._dtype, self.mismatches = None, []
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_deepspeed_gets_batch_clipping_and_precision_from_the_recipe(precision, monkeypatch, tmp_path):
+    arguments = launched("deepspeed_zero2", "--num_processes", "1", "--main_process_port", "0")
+    arguments.deepspeed_fields_from_accelerate_config = ""
+    for name, value in prepare_deepspeed_cmd_env(arguments)[1].items():
+        if name.startswith("ACCELERATE_") and name != "ACCELERATE_USE_DEEPSPEED":
+            monkeypatch.setenv(name, value)
+    changes = {"smoke": True, "run.precision": precision, "optimizer.max_grad_norm": 0.3}
+    recipe = load("rec_mixed_base", **changes, **{"stages.all.batch_size_per_device": 2}, output_dir=str(tmp_path))
+    given = training_arguments(recipe, recipe.stages[0])
+    plugin = DeepSpeedPlugin()
+    plugin.set_mixed_precision(given.mixed_precision)
+    config = TrainersDeepSpeedConfig(plugin.deepspeed_config)
+    config.trainer_config_process(given)
+    config.trainer_config_finalize(given, None, 2)  # raises where both say something, and not the same
+    assert config.get_value("train_micro_batch_size_per_gpu") == 2
+    assert config.get_value("gradient_accumulation_steps") == 4
+    assert config.get_value("train_batch_size") == recipe.stages[0].batch_size == 8
+    assert config.get_value("gradient_clipping") == 0.3 and config.get_value("zero_optimization.stage") == 2
+    assert config.dtype() == getattr(torch, precision) and "optimizer" not in config.config

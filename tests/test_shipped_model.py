@@ -1,7 +1,6 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
 """The small model in the package: it is there, it answers, and its card tells the truth."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scripts import load_script
 
 from oneref_hf import SMALL_MODEL, OneRefForSegmentation, OneRefProcessor, cli
 from oneref_hf.data.scenes import SceneRecords
@@ -23,10 +23,7 @@ SCRIPT = Path(__file__).parents[1] / "training" / "ship_small_model.py"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("ship_small_model", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture(scope="module")

@@ -141,7 +141,7 @@ def processor(tokenizer):
 
 @pytest.fixture(scope="module")
 def scenes(processor):
-    return named_scenes(0, 6, processor, 16)
+    return named_scenes(0, 6, processor)
 
 
 class TestPretraining:
@@ -155,10 +155,8 @@ class TestPretraining:
                 masks=[np.array(record["mask"])],
                 boxes=[np.array(record["box"])],
             )
-            expected = prepared["mask_labels"][0].float().view(8, 16, 8, 16).mean((1, 3)).flatten()
-            found = scenes.coverage[number, sample.target].float() / 255
-            torch.testing.assert_close(found, expected, rtol=0, atol=0.003)
-            assert scenes.coverage[number, len(sample.scene.objects) :].sum() == 0
+            assert torch.equal(scenes.shown[number] == sample.target + 1, prepared["mask_labels"][0].bool())
+            assert len(scenes.shown[number].unique()) == 1 + len(sample.scene.objects)
             torch.testing.assert_close(scenes.boxes[number, sample.target], prepared["box_labels"][0])
             ids, target, kind = scenes.phrases[number][0]
             assert ids == prepared["input_ids"][0].tolist() and target == sample.target
@@ -186,7 +184,7 @@ class TestPretraining:
         flipped = dataclasses.replace(
             scenes,
             pixel_values=scenes.pixel_values.flip(-1),
-            coverage=scenes.coverage.view(6, 9, 8, 8).flip(-1).flatten(2),
+            shown=scenes.shown.flip(-1),
             boxes=scenes.boxes * torch.tensor([-1.0, 1, 1, 1]) + torch.tensor([1.0, 0, 0, 0]),
             phrases=[
                 [(lesson.mirrored[torch.tensor(ids)].tolist(), *rest) for ids, *rest in phrases]
@@ -202,9 +200,17 @@ class TestPretraining:
             torch.testing.assert_close(loss, expected[name], msg=name)
         assert (losses["box_l1"] - plain["box_l1"]).abs() > 1e-4
 
+    def test_cells_of_patches_are_those_of_the_mask_head(self, tokenizer, processor, scenes):
+        """Patch by patch and row by row, as `OneRefMaskHead` lays out its logits."""
+        lesson = _Lesson(OneRefForGrounding(tiny_config(tokenizer)), processor)
+        cells = lesson._cells(scenes.shown).view(6, 64, 64, 4)
+        for number, row, column in ((0, 0, 0), (1, 17, 90), (2, 127, 127), (3, 64, 30)):
+            patch, cell = row // 16 * 8 + column // 16, row % 16 // 2 * 8 + column % 16 // 2
+            assert cells[number, patch, cell, row % 2 * 2 + column % 2] == scenes.shown[number, row, column]
+
     def test_it_learns_and_continues_where_it_was_stopped(self, tokenizer, processor, tmp_path, monkeypatch):
         drawn = pictures(90)
-        scenes = named_scenes(0, 232, processor, 16)
+        scenes = named_scenes(0, 232, processor)
         start = fresh_model(tokenizer, fit_visual_tokenizer(drawn), drawn)
         monkeypatch.setattr("oneref_hf.small_model_pretraining._SAVED_EVERY", 12)
         monkeypatch.setattr("oneref_hf.small_model_pretraining._HELD_OUT", 32)
@@ -246,9 +252,11 @@ def _examined(model, processor, scenes):
     return lesson.examine(scenes, len(scenes.phrases) - 32), lesson
 
 
+TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+
+
 def tiny_config(tokenizer):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    return OneRefConfig(**sizes, vocab_size=len(tokenizer), image_size=128, patch_size=16, max_position_embeddings=66)
+    return OneRefConfig(**TINY, vocab_size=len(tokenizer), image_size=128, patch_size=16, max_position_embeddings=66)
 
 
 def test_starting_point_is_complete_and_never_overwritten(tmp_path):
@@ -265,3 +273,17 @@ def test_starting_point_is_complete_and_never_overwritten(tmp_path):
     assert sum(parameter.numel() for parameter in model.parameters()) < 12_000_000
     with pytest.raises(FileExistsError, match="delete it"):
         write_starting_point(tmp_path, [], steps=1, scenes=1)
+
+    for name in ("again", "third"):
+        (tmp_path / name).mkdir()
+    # A second call goes on from what the first has written: nothing is learnt at a rate of 0.
+    again, _ = write_starting_point(
+        tmp_path / "again", pictures(90), steps=1, scenes=248, seed=1, learning_rate=0.0, weights=paths["start"]
+    )
+    model = OneRefForGrounding.from_pretrained(paths["start"])
+    for name, weight in OneRefForGrounding.from_pretrained(again["start"]).state_dict().items():
+        torch.testing.assert_close(weight, model.state_dict()[name], msg=name)
+    other = tmp_path / "other"
+    OneRefForGrounding(OneRefConfig(**TINY, image_size=64)).save_pretrained(other)
+    with pytest.raises(ValueError, match="is not a model for drawn scenes"):
+        write_starting_point(tmp_path / "third", pictures(90), steps=1, scenes=248, weights=other)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 from oneref_hf import OneRefForSegmentation
 
@@ -38,13 +39,10 @@ def converted(tmp_path_factory) -> Path:
 @pytest.fixture
 def script(monkeypatch):
     """`ablate_mrefm` with two arms and little time."""
-    monkeypatch.syspath_prepend(str(TRAINING))
-    import ablate_mrefm
-
+    ablate_mrefm = load_script(TRAINING / "ablate_mrefm.py")
     monkeypatch.setattr(ablate_mrefm, "ARMS", {arm: ablate_mrefm.ARMS[arm] for arm in ("no pre-training", "MRefM")})
     monkeypatch.setattr(ablate_mrefm, "_EPOCHS", 1)
-    yield ablate_mrefm
-    del sys.modules["ablate_mrefm"]
+    return ablate_mrefm
 
 
 def test_the_ablation_and_what_ships(converted, script, tmp_path, capfd):
@@ -62,10 +60,8 @@ def test_the_ablation_and_what_ships(converted, script, tmp_path, capfd):
             steps[arm, path.parts[-4]] = state["max_steps"]
     assert steps == {("no-pre-training-3", "rec"): 4, ("MRefM-3", "mrefm"): 2, ("MRefM-3", "rec"): 2}
 
-    monkey = {"_launch": lambda *_: pytest.fail("a finished arm runs again")}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in monkey.items():
-            patch.setattr(script, name, value)
+        patch.setattr(script, "_launch", lambda *_: pytest.fail("a finished arm runs again"))
         assert script.main(command) == 0
 
     finished = tmp_path / "runs" / "MRefM-3" / "rec" / "fine-tuning" / "finished"

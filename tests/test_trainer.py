@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -42,6 +43,16 @@ GOLDEN_STEPS = {
         },
     ),
     "train_res": (OneRefForSegmentation, {"mask_focal": "loss_seg_focal", "mask_dice": "loss_seg_dice"}),
+    "train_rec_res_contrastive": (
+        OneRefForSegmentation,
+        {
+            "box_l1": "loss_bbox",
+            "box_giou": "loss_giou",
+            "mask_focal": "loss_seg_focal",
+            "mask_dice": "loss_seg_dice",
+            "contrastive": "loss_contrastive",
+        },
+    ),
     "train_mim": (
         OneRefForPreTraining,
         {
@@ -213,6 +224,17 @@ def test_a_complete_run_takes_no_further_step(tmp_path):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+def test_a_checkpoint_that_a_kill_left_without_its_name_gets_it(tmp_path):
+    run = world.trainer("rec", tmp_path)
+    assert run.last_checkpoint() is None
+    for name in (".partial/replaced/checkpoint-12", ".partial/checkpoint-12/new", "checkpoint-4"):
+        (tmp_path / name).mkdir(parents=True)
+    assert run.last_checkpoint() == str(tmp_path / "checkpoint-12")
+    assert (tmp_path / "checkpoint-12" / "new").is_dir()
+    (tmp_path / ".partial" / "checkpoint-14").mkdir()  # not complete
+    assert run.last_checkpoint() == str(tmp_path / "checkpoint-12")
+
+
 def test_a_stream_continues_where_it_was(tmp_path):
     def streamed(folder, callbacks=None):
         data = StreamedReferringSamples(
@@ -265,19 +287,60 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert all(torch.equal(saved[name], value) for name, value in again.model.state_dict().items())
 
 
-def test_an_unreadable_picture_is_replaced_or_stops_the_run(tmp_path, caplog):
+class SmallFiles(TrainerCallback):
+    """No file may become longer than `limit` bytes, from the end of a step on."""
+
+    def __init__(self, step, limit):
+        self.step, self.limit = step, limit
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
+def test_a_file_that_does_not_fit_is_one_sentence(file, tmp_path):
+    """The writers of weights and of the optimiser's state have errors of their own."""
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    world.trainer("rec", tmp_path, **{**options, "max_steps": 2}).train()
+    saved = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint-2").iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    run = world.trainer("rec", tmp_path, callbacks=[SmallFiles(4, len(saved[file]) * 3 // 4)], **options)
+    try:
+        with pytest.raises(
+            OSError, match=r"^The checkpoint of step 4 cannot be written .*; the one before is"
+        ) as caught:
+            run.train(resume_from_checkpoint=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not isinstance(caught.value.__cause__, OSError) and "\n" not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoint-2").iterdir()} == saved
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".partial", "checkpoint-2"]
+
+
+def test_an_unreadable_picture_is_replaced_or_stops_the_run(tmp_path, caplog, in_order):
+    def run(folder, data):
+        return world.trainer("rec", folder, data=data, max_steps=4, save_strategy="steps", save_steps=2)
+
+    good, data = world.samples("rec", 16), world.samples("rec", 16)
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8 not a picture")
-    data = world.samples("rec", 4)
     rows = data.records.to_list()
-    rows[1]["image"] = {"path": str(broken), "bytes": None}
+    rows[13]["image"] = {"path": str(broken), "bytes": None}
     data.records = type(data.records).from_list(rows, features=data.records.features)
-    sample = data[1]
-    assert sample["sample_id"] == "r2" and data[0]["sample_id"] == "r0"
-    assert "r1" in caplog.text and "broken.jpg" in caplog.text
+    sample = data[13]
+    assert sample["sample_id"] == "r14" and data[12]["sample_id"] == "r12"
+    assert "r13" in caplog.text and "broken.jpg" in caplog.text
     data.on_unreadable = "stop"
-    with pytest.raises(UnusableSample, match=r"^The record 'r1' cannot be used: .*broken\.jpg"):
-        world.trainer("rec", tmp_path / "run", data=data).train()
+    with pytest.raises(UnusableSample, match=r"^The record 'r13' cannot be used: .*broken\.jpg"):
+        run(tmp_path / "run", data).train()
+
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
+    straight, mended = run(tmp_path / "straight", good), run(tmp_path / "run", good)
+    straight.train()
+    mended.train(resume_from_checkpoint=True)
+    expected, found = straight.model.state_dict(), mended.model.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -381,6 +444,24 @@ def test_visual_tokens_are_those_of_the_tokenizer_at_masked_patches(tmp_path):
     assert torch.equal(text["input_ids"], batch["mlm_input_ids"]) and "bool_masked_pos" not in text
 
 
+@pytest.mark.parametrize("kind", ["res", "mrefm"])
+def test_what_the_losses_reach_is_found_where_the_model_is(kind, tmp_path, monkeypatch):
+    """FSDP and DeepSpeed have it on another device than the inputs until training begins."""
+    run = world.trainer(kind, tmp_path)
+    batch = run.data_collator([run.train_dataset[0]])
+    devices = set()
+
+    def compute_loss(model, inputs):
+        devices.update(value.device.type for value in inputs.values() if isinstance(value, torch.Tensor))
+        return sum(parameter.sum() for parameter in model.parameters())
+
+    run.model.to("meta")
+    monkeypatch.setattr(run, "compute_loss", compute_loss)
+    for step in run._step_kinds():
+        assert run.parameters_reached(batch, step) == {name for name, _ in run.model.named_parameters()}
+    assert devices == {"meta"}
+
+
 # Scores -------------------------------------------------------------------------------------------------------------
 def test_evaluation_counts_every_sample_once_and_the_best_checkpoint_stays(tmp_path):
     data = world.samples("res", 7)
@@ -415,6 +496,25 @@ def test_evaluation_counts_every_sample_once_and_the_best_checkpoint_stays(tmp_p
     expected = {f"eval_{name}": value for name, value in {**boxes.compute(), **masks.compute()}.items()}
     assert expected["eval_samples"] == 7
     assert {name: best[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("sharded", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_a_finished_model_is_scored_whole_where_training_would_shard_it(sharded, tmp_path, monkeypatch):
+    """Neither FSDP2 nor ZeRO-2 prepares a model without its optimiser."""
+
+    data = world.samples("rec", 5)
+    expected = world.trainer("rec", tmp_path, evaluate=data).evaluate()
+    run = world.trainer("rec", tmp_path, evaluate=data)
+    prepare = run.accelerator.prepare
+
+    def without_models(*objects):
+        assert not any(isinstance(one, torch.nn.Module) for one in objects)
+        return prepare(*objects)
+
+    monkeypatch.setattr(run, sharded, True)
+    monkeypatch.setattr(run.accelerator, "prepare", without_models)
+    scores = run.evaluate()
+    assert scores["eval_samples"] == 5 and scores["eval_mean_iou"] == expected["eval_mean_iou"]
 
 
 def test_averaged_weights_are_the_moving_average(tmp_path):

@@ -21,6 +21,8 @@ import sys
 import time
 from pathlib import Path
 
+from oneref_hf.complete_output import write_text
+
 
 TRAINING = Path(__file__).resolve().parent
 RECIPES = TRAINING / "recipes"
@@ -81,9 +83,7 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> dict:
     seconds += _launch("finetune", "scenes_rec_res", [*shared, *arguments, *boxes_alone, *metric])
     scores = json.loads((place / "results.json").read_text(encoding="utf-8"))["scenes"]
     result = {"seconds": seconds, **{split: scores[split][METRIC] for split in SPLITS}}
-    partial = record.with_name(".arm.json.partial")
-    partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    partial.replace(record)
+    write_text(record, json.dumps(result) + "\n")
     return result
 
 

@@ -7,7 +7,7 @@
 
 Runs on any number of processes (without a GPU, by `--config_file training/accelerate/multi_cpu.yaml` in front of the
 script) and continues where it was stopped. In the output: `SPLIT/predictions-*.parquet` with
-every answer, `results.json`, and `worst_cases.png`.
+every answer, `SPLIT/malformed.txt` where rows were left out, `results.json`, and `worst_cases.png`.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def evaluate(options: argparse.Namespace) -> None:
     partial.replace(output / "worst_cases.png")
     if card is not None:
         update_card(card, results)
-    print(results_table(results), breakdown_table(results), *left_out(results), sep="\n\n")
+    print(results_table(results), breakdown_table(results), *left_out(results, output), sep="\n\n")
     print(f"\nwritten: {output}")
 
 

@@ -6,9 +6,10 @@
     accelerate launch training/finetune.py training/recipes/own_data.yaml --data.dataset my_data \\
         --data.train_split train_pseudo
 
-DETECTOR is any zero-shot object detector that Transformers' pipeline runs. `oneref_hf/data/pseudo_labels.py` says how
-detections become phrases. The result is `OUTPUT/train_pseudo.jsonl`; pictures that cannot be read are left out with a
-warning.
+DETECTOR is a zero-shot object detector that Transformers' pipeline runs: OWL-ViT, OWLv2, Grounding DINO or MM
+Grounding DINO (OmDet-Turbo lacks the post-processing that the pipeline calls). `oneref_hf/data/pseudo_labels.py` says
+how detections become phrases. The result is `OUTPUT/train_pseudo.jsonl`; pictures that cannot be read are left out
+with a warning.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
+FAMILIES = ("owlvit", "owlv2", "grounding-dino", "mm-grounding-dino")
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -84,8 +86,11 @@ def _rows(pictures: list[Path], detect: Callable, options: argparse.Namespace) -
 
 
 def _detector(options: argparse.Namespace) -> Callable:
-    from transformers import pipeline
+    from transformers import AutoConfig, pipeline
 
+    family = AutoConfig.from_pretrained(options.detector).model_type
+    if family not in FAMILIES:
+        raise ValueError(f"'{options.detector}' is of the family {family}; --detector takes {', '.join(FAMILIES)}.")
     detector = pipeline("zero-shot-object-detection", model=options.detector, device=options.device)
     return lambda picture, classes: detector(picture, candidate_labels=classes, threshold=options.threshold)
 

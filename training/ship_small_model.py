@@ -18,6 +18,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from oneref_hf.complete_output import complete_directory
+
 
 FOLDER = Path(__file__).resolve().parents[1] / "src" / "oneref_hf" / "small_model_files"
 TEMPLATE = Path(__file__).with_name("small_model_card.md")
@@ -60,20 +62,16 @@ def ship(model: Path, results: Path, output: Path) -> None:
     scores = json.loads(results.read_text(encoding="utf-8"))["splits"]
     if not set(SPLITS) <= set(scores):
         raise ShippingError(f"'{results}' lacks scores of {' or '.join(SPLITS)}; evaluate both splits.")
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name in FILES:
-        shutil.copyfile(model / name, partial / name)
-    config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
-    config.pop("auto_map", None)  # its classes are those of the package around it
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    card = TEMPLATE.read_text(encoding="utf-8").format(
-        aims=aims_table(scores), types=types_table(scores), megabytes=f"{size / 1e6:.0f}"
-    )
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(output, ignore_errors=True)
-    partial.rename(output)
+    with complete_directory(output) as folder:
+        for name in FILES:
+            shutil.copyfile(model / name, folder / name)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config.pop("auto_map", None)  # its classes are those of the package around it
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        card = TEMPLATE.read_text(encoding="utf-8").format(
+            aims=aims_table(scores), types=types_table(scores), megabytes=f"{size / 1e6:.0f}"
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def aims_table(scores: dict) -> str:

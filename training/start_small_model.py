@@ -6,7 +6,8 @@
     python training/start_small_model.py --output converted
 
 writes `converted/scenes-start` and `converted/scenes-visual-tokenizer`, which the recipes `scenes_*` name. How they
-come about is told in `oneref_hf.small_model`. The same options give the same files again.
+come about is told in `oneref_hf.small_model`. The same options give the same files again. `--weights DIR` goes on
+from a `scenes-start` that was made before; give another `--seed` then, and a lower `--learning-rate`.
 """
 
 import argparse
@@ -30,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
             options.steps,
             options.scenes,
             options.seed,
+            options.learning_rate,
+            options.weights,
             options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
             options.processes,
         )
@@ -57,7 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scenes", type=int, default=24_000, metavar="N", help="scenes to learn from (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=4500, metavar="N", help="steps of learning (default: 4500)")
+    parser.add_argument("--steps", type=int, default=7500, metavar="N", help="of learning (default: %(default)s)")
+    parser.add_argument(
+        "--learning-rate", type=float, default=2e-3, metavar="X", help="the highest (default: %(default)s)"
+    )
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="a scenes-start to go on from (default: none)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="that draw scenes (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, scenes and k-means (default: 0)")

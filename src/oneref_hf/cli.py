@@ -117,7 +117,11 @@ def add_ground(subparsers):
 
 
 def ground(options: argparse.Namespace):
-    """Answers the phrases that the options name."""
+    """Answers the phrases that the options name.
+
+    Raises:
+        CommandError: if the options cannot go together, or the picture, a phrase, the model or the output is unusable.
+    """
     # Everything that can be wrong is checked before the model is loaded, which takes longest.
     if options.example is not None:
         if options.image is not None or options.example < 0:
@@ -269,7 +273,7 @@ def load_finder(model: str, device: str | None, dtype: str, trust_remote_code: b
             torch.zeros(1, device=device).item()
     check_model_source(model)
     known = f"The model '{model}'" if Path(model).is_dir() else f"There is no directory '{model}', and the Hub's model"
-    with refusing(Exception, prefix=f"{known} cannot be loaded: "):
+    with refusing(Exception, prefix=f"{known} cannot be loaded: "), _naming_unknown_id(model):
         return ReferringExpressionPipeline(
             model=AutoModelForReferringExpression.from_pretrained(
                 model, dtype=dtype, trust_remote_code=trust_remote_code
@@ -279,8 +283,28 @@ def load_finder(model: str, device: str | None, dtype: str, trust_remote_code: b
         )
 
 
+@contextmanager
+def _naming_unknown_id(model: str) -> Iterator[None]:
+    """Says in one sentence that the Hub has no such model, for which Transformers takes several."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error.__cause__, RepositoryNotFoundError):
+            raise
+        raise CommandError(
+            f"There is no directory '{model}', and the Hub has no model of that name that you may see; check the "
+            "name, or log in with `hf auth login` if it is private."
+        ) from error
+
+
 def check_model_source(model: str):
-    """Finds out, before anything is loaded, whether that can be a model's directory or its id on the Hub."""
+    """Finds out, before anything is loaded, whether that can be a model's directory or its id on the Hub.
+
+    Raises:
+        CommandError: if it can be neither.
+    """
     path = Path(model)
     if path.is_file():
         raise CommandError(
@@ -309,7 +333,11 @@ def read_picture(source: str):
 
 
 def check_picture_output(path: Path):
-    """Finds out beforehand, as far as possible, whether a picture can be written there."""
+    """Finds out beforehand, as far as possible, whether a picture can be written there.
+
+    Raises:
+        CommandError: if the ending names no picture format, or the folder is missing or cannot be written to.
+    """
     from PIL import Image
 
     known = Image.registered_extensions()
@@ -339,7 +367,11 @@ def write_pictures(pictures: dict):
 
 @contextmanager
 def refusing(*exceptions: type[Exception], prefix: str = "") -> Iterator[None]:
-    """Turns exceptions that the user's input causes into `CommandError`, with the first line of their message."""
+    """Turns exceptions that the user's input causes into `CommandError`, with the first line of their message.
+
+    Raises:
+        CommandError: if the block raises one, or one of the exceptions.
+    """
     try:
         yield
     except CommandError:

@@ -82,7 +82,12 @@ class Beit3Config(PreTrainedConfig):
     eos_token_id: int | None = 2
 
     def validate_architecture(self):
-        """Part of `@strict`-powered validation: rules that concern more than one field."""
+        """Part of `@strict`-powered validation: rules that concern more than one field.
+
+        Raises:
+            ValueError: if heads do not divide the hidden size, patches do not divide the image, there are fewer layers
+                than shared ones, or `drop_path_rate` is outside [0, 1).
+        """
         if self.hidden_size % self.num_attention_heads != 0:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "

@@ -85,7 +85,11 @@ class OneRefConfig(Beit3Config):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Part of `@strict`-powered validation: rules that concern more than one field."""
+        """Part of `@strict`-powered validation: rules that concern more than one field.
+
+        Raises:
+            ValueError: as for `Beit3Config`, or if `loss_weights` has an unknown name.
+        """
         super().validate_architecture()
         unknown = sorted(set(self.loss_weights) - set(DEFAULT_LOSS_WEIGHTS))
         if unknown:

@@ -66,7 +66,11 @@ class VqkdConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def validate_architecture(self):
-        """Part of `@strict` validation: refuses sizes that make no model."""
+        """Part of `@strict` validation: refuses sizes that make no model.
+
+        Raises:
+            ValueError: if a size is below 1, heads do not divide the hidden size, or patches do not divide the image.
+        """
         sizes = "patch_size num_channels hidden_size num_attention_heads codebook_size codebook_dim"
         for name in sizes.split():
             if getattr(self, name) < 1:

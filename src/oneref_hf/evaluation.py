@@ -17,7 +17,7 @@ import torch
 from .data.loading import ReferringData
 from .data.records import has_segmentation, undecoded
 from .metrics import RecMetric, ResMetric, score_auroc
-from .prediction import PROTOCOLS, PredictionError, Run, Scoring, predict, segments
+from .prediction import PROTOCOLS, PredictionError, Run, Scoring, predict, segments, write_malformed
 
 
 TASKS = ("rec", "res")
@@ -54,10 +54,10 @@ class WorstCase:
 class SplitEvaluation:
     """What the main process knows of one split.
 
-    scores: `unreadable` and `malformed` (records and rows left out), `samples` (records with an answer), the scores of
-        each task (`"rec"`: `accuracy@0.5`, `mean_iou` and, if some are right and some wrong, `score_auroc`; `"res"`:
-        `miou`, `oiou`, `precision@0.5` ...; shares in [0, 1], with the `samples` they are of), and both again under
-        `by_phrase_length` and `by_expression_type`.
+    scores: `unreadable` and `malformed` (records and rows left out, up to the limit of the run), `samples` (records
+        with an answer), the scores of each task (`"rec"`: `accuracy@0.5`, `mean_iou` and, if some are right and some
+        wrong, `score_auroc`; `"res"`: `miou`, `oiou`, `precision@0.5` ...; shares in [0, 1], with the `samples` they
+        are of), and both again under `by_phrase_length` and `by_expression_type`.
     sources: the data sets that the records come from.
     worst: the cases with the lowest IoU, lowest first.
     """
@@ -110,7 +110,8 @@ def evaluate_split(
         return None
     rows = _rows(shards, _SCORED_COLUMNS)
     answered = [row for row in rows if row["problem"] is None]
-    left_out = {"unreadable": len(rows) - len(answered), "malformed": len(data.problems)}
+    left_out = {"unreadable": len(rows) - len(answered), "malformed": len(data.problems_within(run.limit))}
+    write_malformed(data, folder, run.limit)
     worst = _worst_cases(answered, tasks[-1], split, shards, data.records, run.shard_rows)
     sources = sorted({row["source"] for row in answered})
     return SplitEvaluation({**left_out, **_all_scores(answered, tasks)}, sources, worst)

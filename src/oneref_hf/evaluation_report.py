@@ -19,9 +19,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .complete_output import write_text
 from .data.records import open_image, target_mask
 from .evaluation import PRIMARY_METRICS, TASKS, WorstCase
-from .prediction import PredictionError, write_text
+from .prediction import MALFORMED_FILE, PredictionError
 from .visualization import ANSWER_COLOURS, draw_answers, rgb_picture
 
 
@@ -75,10 +76,11 @@ def breakdown_table(results: dict) -> str:
     return _table(lines)
 
 
-def left_out(results: dict) -> Iterator[str]:
-    """A sentence for every split that some rows are missing from."""
+def left_out(results: dict, output: Path) -> Iterator[str]:
+    """A sentence for every split that some rows are missing from; `output` has a folder for each split."""
     for split, scores in results["splits"].items():
-        parts = [f"{scores[kind]} {kind}" for kind in ("malformed", "unreadable") if scores[kind]]
+        listed = {"malformed": f" (listed in {output / split / MALFORMED_FILE})", "unreadable": ""}
+        parts = [f"{scores[kind]} {kind}{where}" for kind, where in listed.items() if scores[kind]]
         if parts:
             yield f"{split}: rows that do not count: {', '.join(parts)}."
 

@@ -108,7 +108,7 @@ def visual_relation_figure(
     """The visual target-relation score as four maps, as in the paper's Figure 2.
 
     Blue patches lie left of or above the centre of the box, vermilion ones right of or below it; the last two maps are
-    the box's inverse width and height in patches, the same everywhere in the labels.
+    the box's inverse width and height in patches, the same everywhere in the labels; the longer side is the paler one.
 
     Args:
         image: one picture of any kind.
@@ -127,7 +127,8 @@ def visual_relation_figure(
     box = _on_canvas(picture, box_xyxy)
     labels = visual_relation_labels(box, grid_size).numpy().reshape(grid_size, grid_size, 4)
     canvas = _canvas(picture, grid_size)
-    limits = [max(np.abs(labels[..., axis]).max(), 1e-6) * (1 if axis < 2 else 2) for axis in range(4)]
+    # Both sides of the box share a scale, so that the longer one is paler.
+    limits = [max(np.abs(labels[..., axes]).max(), 1e-6) for axes in (0, 1, [2, 3], [2, 3])]
     boxed = _with_boxes(canvas, grid_size, box)
     rows = [_relation_row(phrase, "the canvas and the box", boxed, canvas, labels, limits)]
     if scores is not None:

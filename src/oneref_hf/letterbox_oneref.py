@@ -71,7 +71,11 @@ class Letterbox:
 
     @classmethod
     def centred(cls, height: int, width: int, canvas_size: int) -> "Letterbox":
-        """The evaluation layout: the long side fills the canvas, the short one (at least a pixel) is centred."""
+        """The evaluation layout: the long side fills the canvas, the short one (at least a pixel) is centred.
+
+        Raises:
+            ValueError: if a side has no pixel.
+        """
         if height < 1 or width < 1:
             raise ValueError(f"A picture has at least one pixel per side, not (height, width) = ({height}, {width}).")
         scale = canvas_size / max(height, width)
@@ -301,7 +305,11 @@ def _as_8_bit_or_float(image: torch.Tensor, to_8_bit_range: bool) -> torch.Tenso
 
 
 def flatten_boxes(boxes) -> torch.Tensor:
-    """float32 `(N, 4)` on the CPU from a box, a list of boxes, arrays, tensors, or lists of those."""
+    """float32 `(N, 4)` on the CPU from a box, a list of boxes, arrays, tensors, or lists of those.
+
+    Raises:
+        ValueError: if a box has not four numbers.
+    """
     if isinstance(boxes, (list, tuple)) and boxes and not isinstance(boxes[0], Real):
         return torch.cat([flatten_boxes(item) for item in boxes])
     try:
@@ -314,7 +322,11 @@ def flatten_boxes(boxes) -> torch.Tensor:
 
 
 def flatten_masks(masks) -> list[torch.Tensor]:
-    """bool `(height, width)` on the CPU from PIL images, arrays, tensors `(..., height, width)`, or lists of those."""
+    """bool `(height, width)` on the CPU from PIL images, arrays, tensors `(..., height, width)`, or lists of those.
+
+    Raises:
+        ValueError: if a mask has channels, or values other than those of a mask.
+    """
     if isinstance(masks, (list, tuple)):
         return [mask for item in masks for mask in flatten_masks(item)]
     if isinstance(masks, Image.Image):
@@ -533,6 +545,9 @@ class OneRefImageProcessorMixin:
             Per row `scores`, `labels`, `boxes` as there, `text_labels` (`[phrase]`, or None without phrases), and
             `masks` bool `(1, H, W)` in the frame of the boxes if the outputs have `pred_masks`. A row below the
             threshold has zero entries.
+
+        Raises:
+            ValueError: if there are not as many phrases, or sizes, as rows.
         """
         results = self.post_process_object_detection(outputs, threshold, target_sizes)
         if text_labels is not None:
@@ -568,6 +583,9 @@ class OneRefImageProcessorMixin:
 
         Returns:
             bool `(H, W)` of the picture, or `(S, S)`.
+
+        Raises:
+            ValueError: if there is no such protocol, no mask, or not one size per row.
         """
         logits = _output(outputs, "pred_masks")
         if protocol == "picture":

@@ -213,7 +213,11 @@ class ResMetric(_SummedMetric):
         return self.update_overlap(*mask_overlap(pred_masks, target_masks))
 
     def update_overlap(self, intersections, unions) -> torch.Tensor:
-        """Adds samples by their pixel counts `(N,)`, for example from stored predictions; returns their IoU `(N,)`."""
+        """Adds samples by their pixel counts `(N,)`, for example from stored predictions; returns their IoU `(N,)`.
+
+        Raises:
+            ValueError: if there are not as many unions as intersections.
+        """
         intersections, unions = torch.as_tensor(intersections), torch.as_tensor(unions)
         if intersections.shape != unions.shape:
             raise ValueError(f"Got {intersections.numel()} intersections but {unions.numel()} unions.")

@@ -158,6 +158,9 @@ class ReferringExpressionPipeline(Pipeline):
             Seconds to wait for a web server; None waits for ever.
 
     All of them can be given to `pipeline(...)` or to a call.
+
+    Raises:
+        UnsupportedModelError: if the model has no box head.
     """
 
     _load_processor = True
@@ -183,6 +186,7 @@ class ReferringExpressionPipeline(Pipeline):
             ValueError: if a phrase is empty or missing, the numbers of pictures and phrases differ, or a picture
                 cannot be read.
             FileNotFoundError: if there is no such file.
+            TypeError: if it is no kind of picture, nor several.
         """
         if isinstance(image, _PICTURE_TYPES):
             return super().__call__({"image": image, "text": text}, **kwargs)

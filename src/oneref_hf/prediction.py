@@ -9,7 +9,7 @@ exactly once. `run.json` says what the shards belong to; with another model, dat
 Columns of a shard: `index` (place among the records), `id`, `image` (path or address), `phrase`, `source`,
 `expression_type`, `score`, `box` (x0, y0, x1, y1 in pixels of the picture), `mask` (COCO run lengths of the picture,
 compressed; where the model segments), and `problem`, which says why a record has no answer. An evaluation adds
-`box_iou`, `mask_intersection` and `mask_union`.
+`box_iou`, `mask_intersection` and `mask_union`. Rows that did not even become records are listed in `malformed.txt`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from .complete_output import write_text
+from .data.loading import ReferringData
 from .data.records import has_segmentation, open_image, target_mask, undecoded
 from .data.sources import DatasetError
 from .letterbox_oneref import Letterbox, read_picture
@@ -36,6 +38,7 @@ from .metrics import box_iou, mask_overlap
 
 SHARD_ROWS = 256
 PROTOCOLS = ("canvas", "picture")
+MALFORMED_FILE = "malformed.txt"
 _RUN_FILE = "run.json"
 _FORMAT = 1
 # Where batch sizes start that are found by trying. Without memory a CPU kills the process instead of raising.
@@ -125,7 +128,11 @@ def make_accelerator():
 
 
 def main_first(accelerator, action: Callable):
-    """What `action` returns, done by the main process first, which fills caches; all raise its complaint, if any."""
+    """What `action` returns, done by the main process first, which fills caches; all raise its complaint, if any.
+
+    Raises:
+        ProcessError: if it succeeds in the main process and fails in this one.
+    """
     done = []
     _agreed(accelerator, lambda: done.append(action()))
     try:
@@ -164,6 +171,7 @@ def predict(
 
     Raises:
         PredictionError: if the folder holds another run, a shard is missing in the end, or there are no records.
+        ProcessError: if this process cannot write.
     """
     folder, run = Path(folder), run or Run()
     settings = {
@@ -177,7 +185,8 @@ def predict(
         "limit": run.limit,
     }
     finished = _agreed(accelerator, lambda: _claim(folder, settings, run.overwrite))
-    model = model.to(accelerator.device).eval()
+    with _memory_lasts(f"for the model on {accelerator.device}; try --dtype bfloat16 or a smaller model."):
+        model = model.to(accelerator.device).eval()
     work = _Work(model, processor, records, folder, accelerator, run, scoring, finished)
     try:
         num_rows = _answered(work, run)
@@ -187,14 +196,47 @@ def predict(
     return _agreed(accelerator, lambda: _complete(folder, num_rows, run.shard_rows))
 
 
+def write_malformed(data: ReferringData, folder: str | os.PathLike, limit: int | None) -> Path | None:
+    """Lists all rows left out among the first `limit` records, with their reasons; None and no file if there are none.
+
+    To be called after `predict`, since a stream has been read only then.
+    """
+    path, problems = Path(folder, MALFORMED_FILE), data.problems_within(limit)
+    if not problems:
+        path.unlink(missing_ok=True)
+        return None
+    write_text(path, "".join(f"{problem}\n" for problem in problems))
+    return path
+
+
 def _answered(work: _Work, run: Run) -> int:
     """`_Work.answer` with the largest batch size that fits, unless one is given."""
     if run.batch_size is not None:
-        return work.answer(run.batch_size)
+        with _memory_lasts(f"for batches of {run.batch_size}; give a smaller --batch-size, or none."):
+            return work.answer(run.batch_size)
     from accelerate.utils import find_executable_batch_size
 
+    def answer(batch_size: int) -> int:
+        if batch_size > 1:
+            return work.answer(batch_size)
+        with _memory_lasts("for a single phrase; try --dtype bfloat16 or a smaller model."):
+            return work.answer(1)
+
     first = _FIRST_BATCH_SIZE.get(work.accelerator.device.type, _FIRST_BATCH_SIZE_ELSEWHERE)
-    return find_executable_batch_size(lambda batch_size: work.answer(batch_size), min(first, run.shard_rows))()
+    return find_executable_batch_size(answer, min(first, run.shard_rows))()
+
+
+@contextmanager
+def _memory_lasts(purpose: str) -> Iterator[None]:
+    """Turns what libraries raise when it does not into one sentence of this process."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    try:
+        yield
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        raise ProcessError(f"There is not enough memory {purpose}") from error
 
 
 def model_fingerprint(model, processor) -> str:
@@ -275,13 +317,6 @@ def _complete(folder: Path, num_rows: int, shard_rows: int) -> list[Path]:
     return [shards[number] for number in expected]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Under a temporary name first."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 # The work of one process ------------------------------------------------------------------------------------------
 @dataclass
 class _Batch:
@@ -332,7 +367,7 @@ class _Work:
                 batches = self._batches(shards, batch_size, bar)
                 for prepared in _ahead(pool, self._prepared, batches, self.num_threads):
                     pending.append(pool.submit(self._rows, prepared, self._answers(prepared)))
-                    bar.update(len(prepared.batch.records) * self.accelerator.num_processes)
+                    _advance(bar, len(prepared.batch.records) * self.accelerator.num_processes)
                     if prepared.batch.last:
                         self._write(prepared.batch.shard, [row for future in pending for row in future.result()])
                         pending = []
@@ -346,7 +381,7 @@ class _Work:
         turn = 0
         for number, read in shards:
             if number in self.finished:
-                bar.update(self.run.shard_rows)
+                _advance(bar, self.run.shard_rows)
                 continue
             turn += 1
             mine = (turn - 1) % self.accelerator.num_processes == self.accelerator.process_index
@@ -505,6 +540,11 @@ class _Shards:
     def _slice(self, start: int, stop: int) -> list[dict]:
         columns = self.records[start:stop]
         return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
+def _advance(bar, rows: int) -> None:
+    """By an estimate, as only this process's own rows are counted: the last shard is smaller, for example."""
+    bar.update(rows if bar.total is None else min(rows, bar.total - bar.n))
 
 
 def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, depth: int) -> Iterator:

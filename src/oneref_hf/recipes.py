@@ -109,7 +109,10 @@ class Data:
 
     dataset: name of a converted data set (looked up in `Recipe.converted`), anything else that
         `load_referring_dataset` reads, or `synthetic`.
-    images, columns, streaming: as there (`columns` is its `column_mapping`).
+    images, columns, streaming: as there (`columns` is its `column_mapping`). A stream has no epochs: it needs
+        `max_steps`, the schedule `cosine_per_step` and `save_steps`. The loss `mlm` cannot stream, because phrases are
+        parsed once for a whole data set.
+    strict: stop at the first row, picture or annotation that cannot be used, instead of leaving it out.
     train_split: `train`, or `train_pseudo` for pseudo-labels.
     target_masks: what `mask_labels` are drawn from: `box`, or `segmentation`, which falls back on the box for records
         that have none.
@@ -125,6 +128,7 @@ class Data:
     images: str | None = None
     columns: dict[str, str] | str | None = None
     streaming: bool = False
+    strict: bool = False
     masking: Masking | None = None
 
 
@@ -185,7 +189,8 @@ class Evaluation:
 
     metric: name in the metrics of `metrics.py`; the best checkpoint is the one with the highest.
     keep: the checkpoint that a stage hands on and the run ends with.
-    split, dataset: scored after every epoch; None is no evaluation, and the data set of training.
+    split, dataset: scored after every epoch, of a stream after every `Run.save_steps`; None is no evaluation, and the
+        data set of training.
     splits: data set -> splits that the finished model is scored on.
     """
 
@@ -644,6 +649,17 @@ def _check_consistency(recipe: Recipe) -> None:
                 raise RecipeError(f"stages.{stage.name}.losses.{name} needs a head that task {recipe.task} lacks.")
         if recipe.task == "mrefm" and recipe.model.visual_tokenizer is None and stage.losses["mim"]:
             raise RecipeError(f"stages.{stage.name}.losses.mim needs model.visual_tokenizer.")
+        if recipe.data.streaming and stage.losses["mlm"]:
+            raise RecipeError(
+                f"stages.{stage.name}.losses.mlm cannot stream, for phrases are parsed once for a whole data set; set "
+                "data.streaming to false, or switch the loss off."
+            )
+        stepwise = stage.max_steps is not None and stage.schedule == "cosine_per_step"
+        if recipe.data.streaming and not (stepwise and recipe.run.save_steps is not None):
+            raise RecipeError(
+                f"data.streaming: a stream has no epochs; set stages.{stage.name}.max_steps and run.save_steps, and "
+                f"stages.{stage.name}.schedule to cosine_per_step."
+            )
     if (recipe.task == "mrefm") != (recipe.data.masking is not None):
         raise RecipeError("data.masking is needed for task mrefm, and for no other.")
     if recipe.data.dataset is None:

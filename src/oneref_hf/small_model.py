@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,6 +21,7 @@ from torch import nn
 from transformers import XLMRobertaTokenizer, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .complete_output import complete_directory
 from .configuration_oneref import OneRefConfig
 from .configuration_vqkd import VqkdConfig
 from .data.scenes import scene_phrases, vocabulary
@@ -209,6 +209,8 @@ def write_starting_point(
     steps: int,
     scenes: int,
     seed: int = 0,
+    learning_rate: float = 2e-3,
+    weights: str | os.PathLike | None = None,
     device: str | torch.device = "cpu",
     processes: int = 1,
 ) -> tuple[dict[str, Path], dict[str, float]]:
@@ -219,7 +221,9 @@ def write_starting_point(
 
     Args:
         pictures: those that the visual tokenizer is fitted to.
-        steps, scenes: of the pre-training (`small_model_pretraining.pretrain`).
+        steps, scenes, learning_rate: of the pre-training (`small_model_pretraining.pretrain`).
+        weights: a `scenes-start` of an earlier call to go on from, with another seed so that it sees new scenes; fresh
+            ones otherwise.
         processes: that draw.
 
     Returns:
@@ -235,16 +239,22 @@ def write_starting_point(
             raise FileExistsError(f"'{path}' is there already; delete it to make it anew.")
     processor = small_processor(scene_tokenizer())
     visual_tokenizer = fit_visual_tokenizer(pictures, seed)
-    model = fresh_model(processor.tokenizer, visual_tokenizer, pictures, seed).to(device)
-    drawn = named_scenes(_PRETRAINING_SCENES, scenes, processor, PATCH_SIZE, seed, processes)
+    if weights is None:
+        model = fresh_model(processor.tokenizer, visual_tokenizer, pictures, seed)
+    else:
+        model = OneRefForGrounding.from_pretrained(weights)
+        if model.config.vocab_size != len(processor.tokenizer) or model.config.image_size != IMAGE_SIZE:
+            raise ValueError(
+                f"'{weights}' is not a model for drawn scenes; give one that an earlier call has written."
+            )
+    model.to(device)
+    drawn = named_scenes(_PRETRAINING_SCENES, scenes, processor, seed, processes)
     checkpoint = paths["start"].with_name("scenes-start.checkpoint")
-    scores = pretrain(model, processor, drawn, steps, seed=seed, checkpoint=checkpoint)
+    scores = pretrain(model, processor, drawn, steps, learning_rate=learning_rate, seed=seed, checkpoint=checkpoint)
     for name, parts in {"start": (model, processor), "visual-tokenizer": (visual_tokenizer,)}.items():
-        partial = paths[name].with_name(f".{paths[name].name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        for part in parts:
-            part.save_pretrained(partial)
-        partial.replace(paths[name])
+        with complete_directory(paths[name]) as complete:
+            for part in parts:
+                part.save_pretrained(complete)
     checkpoint.unlink()
     return paths, scores
 

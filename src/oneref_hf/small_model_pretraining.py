@@ -4,8 +4,10 @@
 OneRef starts from an encoder that has read millions of captioned pictures. From random weights fine-tuning alone does
 not get there in reasonable time: a phrase's one box and one mask say next to nothing about what a star is. In drawn
 scenes every object is known. So while picture and phrase go through the encoder together, every patch has to name
-what it shows (colour, shape, material and size) and to find the box of the object it lies on, besides the box and the
-patches that the phrase means. The layer that names is thrown away afterwards.
+what it shows (colour, shape, material and size) and to find box and outline of the object it lies on, besides the box
+and the patches that the phrase means. And every patch has to tell the phrase's box: OneRef's box head averages patches
+with nearly even weights (the softmax of cosines), so that an answer known to a few of them gets lost. The layer that
+says all this is thrown away afterwards.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from .data.scenes.geometry import tight_box, visible_parts
 from .data.scenes.objects import COLOURS, MATERIALS, OBJECT_COUNTS
 from .data.scenes.shapes import SHAPES
 from .data.scenes.storage import processes_map
+from .loss_oneref import box_giou_loss, box_l1_loss
+from .metrics import box_iou
 from .modeling_oneref import OneRefForGrounding
 from .processing_oneref import OneRefProcessor
 from .small_model_optimizer import Muon
@@ -43,6 +47,8 @@ _COVERED = 0.3  # share of a patch from which on it belongs to an object
 _SIMILARITY_WEIGHT, _BOX_L1_WEIGHT = 0.5, 2.0
 # A cosine as a logit, before training adjusts both: nearly every patch is not what a phrase means.
 _SCALE, _OFFSET = 10.0, -5.0
+_CELL = 2  # pixels: a cell of the mask head's grid, in which outlines are told
+_OUTLINE_WEIGHT, _MASK_WEIGHT = 2.0, 8.0
 _REACH = 0.3  # of the picture's side: how far from a patch the centre of its object may lie
 _SIZE_OFFSET = -1.5  # of the logit of an object's width and height: they are small at first
 _MIRRORED = (("left", "right"), ("leftmost", "rightmost"))
@@ -54,27 +60,25 @@ _SAVED_EVERY = 250
 
 @dataclass(frozen=True)
 class NamedScenes:
-    """N pictures on a canvas of S pixels with P patches, all that can be seen in them, and phrases about them.
+    """N pictures on a canvas of S pixels, all that can be seen in them, and phrases about them.
 
     pixel_values: uint8 `(N, 3, S, S)`, the canvas before normalising.
-    coverage: uint8 `(N, 9, P)`, how much of each patch each object covers, of 255; 0 where there is no object.
+    shown: uint8 `(N, S, S)`, the object that each pixel shows, from 1 on; 0 is the background.
     boxes: `(N, 9, 4)`, centre and size in sides of the canvas, as `box_labels`; 0 where there is no object.
     names: int8 `(N, 9, 4)`, colour, shape, material and size of each object as numbers; -1 where there is no object.
     phrases: per picture some `(token ids, number of the object, number of the expression type)`.
     """
 
     pixel_values: torch.Tensor
-    coverage: torch.Tensor
+    shown: torch.Tensor
     boxes: torch.Tensor
     names: torch.Tensor
     phrases: Sequence[Sequence[tuple[list[int], int, int]]]
 
 
-def named_scenes(
-    start: int, count: int, processor: OneRefProcessor, patch_size: int, seed: int = 0, processes: int = 1
-) -> NamedScenes:
+def named_scenes(start: int, count: int, processor: OneRefProcessor, seed: int = 0, processes: int = 1) -> NamedScenes:
     """Scenes `start` to `start + count` of the split "train", drawn at the size of the processor's canvas."""
-    draw = functools.partial(_draw, processor=processor, patch_size=patch_size, seed=seed)
+    draw = functools.partial(_draw, processor=processor, seed=seed)
     drawn = []
     with processes_map(processes) as mapper:
         for one in tqdm(mapper(draw, range(start, start + count)), "drawing", count, mininterval=5):
@@ -83,30 +87,27 @@ def named_scenes(
     return NamedScenes(*map(torch.stack, arrays), phrases)
 
 
-def _draw(number: int, processor: OneRefProcessor, patch_size: int, seed: int):
+def _draw(number: int, processor: OneRefProcessor, seed: int):
     torch.set_num_threads(1)
     side = processor.image_processor.size["height"]
-    patches = side // patch_size
-    scene, expressions = scene_expressions(_SPLIT, number, _PHRASES, seed)
+    expressions = scene_expressions(_SPLIT, number, _PHRASES, seed)
+    scene = expressions[0].scene
     drawing = draw_scene(scene, side)
     prepared = processor.image_processor(drawing.picture, do_normalize=False, return_tensors="np")
     left, top, right, bottom = tight_box(prepared["pixel_mask"][0] > 0)
-    coverage = np.zeros((OBJECT_COUNTS[1], patches**2), np.uint8)
+    shown = np.zeros((side, side), np.uint8)
     boxes = np.zeros((OBJECT_COUNTS[1], 4), np.float32)
     names = np.full((OBJECT_COUNTS[1], len(_NAMES)), -1, np.int8)
-    for place, (part, shown) in enumerate(zip(visible_parts(drawing.layers), scene.objects)):
-        canvas = np.zeros((side, side), np.float32)
-        canvas[top:bottom, left:right] = part > 0
-        shares = canvas.reshape(patches, patch_size, patches, patch_size).mean((1, 3))
-        coverage[place] = np.round(shares.ravel() * 255)
-        x0, y0, x1, y1 = tight_box(canvas > 0)
+    for place, (part, placed) in enumerate(zip(visible_parts(drawing.layers), scene.objects)):
+        shown[top:bottom, left:right][part > 0] = place + 1
+        x0, y0, x1, y1 = tight_box(shown == place + 1)
         boxes[place] = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / side
-        names[place] = [known.index(getattr(shown, name)) for name, known in _NAMES.items()]
+        names[place] = [known.index(getattr(placed, name)) for name, known in _NAMES.items()]
     phrases = [
         (processor.tokenizer(said.phrase)["input_ids"], said.target, EXPRESSION_TYPES.index(said.expression_type))
         for said in expressions
     ]
-    return np.round(prepared["pixel_values"][0] * 255).astype(np.uint8), coverage, boxes, names, phrases
+    return np.round(prepared["pixel_values"][0] * 255).astype(np.uint8), shown, boxes, names, phrases
 
 
 def pretrain(
@@ -123,8 +124,8 @@ def pretrain(
     """Trains the model, in place, on its device; mirrored scenes (and phrases) count as further ones.
 
     The losses: binary cross entropy between the patches' similarities with the phrase and the patches of its object;
-    L1 and generalised IoU of the box; cross entropies of the four names of every covered patch, and the generalised
-    IoU of the box it finds.
+    L1 and generalised IoU of the box; for every patch, of its own object, cross entropies of the four names,
+    generalised IoU of the box and binary cross entropy of the outline; and box and outline of the phrase's object.
 
     Args:
         scenes: those to learn from; the last 200 are kept for the result.
@@ -189,11 +190,15 @@ class _Lesson(nn.Module):
     def __init__(self, model: OneRefForGrounding, processor: OneRefProcessor):
         super().__init__()
         self.model = model
-        self.naming = nn.Linear(model.config.hidden_size, 1 + sum(map(len, _NAMES.values())) + 4)
+        self.cells = (model.config.patch_size // _CELL) ** 2
+        # An object's presence, names, box and outline; then the outline and the box of what the phrase means.
+        self.parts = [1, *map(len, _NAMES.values()), 4, self.cells, self.cells, 4]
+        self.naming = nn.Linear(model.config.hidden_size, sum(self.parts))
         self.scale, self.offset = (nn.Parameter(torch.tensor(value)) for value in (_SCALE, _OFFSET))
         side = model.config.image_size // model.config.patch_size
         places = (torch.arange(side) + 0.5) / side
         rows, columns = torch.meshgrid(places, places, indexing="ij")
+        self.side, self.patch_size = side, model.config.patch_size
         self.register_buffer("centres", torch.stack([columns, rows], -1).view(-1, 2), persistent=False)
         config, tokenizer = processor.image_processor, processor.tokenizer
         for name, values in (("mean", config.image_mean), ("deviation", config.image_std)):
@@ -218,19 +223,21 @@ class _Lesson(nn.Module):
             for scene, share in zip(chosen.tolist(), spoken.tolist())
         ]
         ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids, *_ in said], True, self.padding)
-        pixels, coverage, boxes, names = (
-            tensor[chosen] for tensor in (scenes.pixel_values, scenes.coverage, scenes.boxes, scenes.names)
+        pixels, shown, boxes, names = (
+            tensor[chosen] for tensor in (scenes.pixel_values, scenes.shown, scenes.boxes, scenes.names)
         )
         if mirror:
-            ids, pixels, boxes = self.mirrored[ids], pixels.flip(-1), boxes.clone()
+            ids, pixels, shown, boxes = self.mirrored[ids], pixels.flip(-1), shown.flip(-1), boxes.clone()
             boxes[..., 0] = 1 - boxes[..., 0]
-            side = math.isqrt(coverage.shape[-1])
-            coverage = coverage.unflatten(-1, (side, side)).flip(-1).flatten(-2)
         targets = torch.tensor([target for _, target, _ in said])
-        batch = (ids, pixels, coverage, boxes, names.long(), targets)
-        ids, pixels, coverage, boxes, names, targets = (tensor.to(self.centres.device) for tensor in batch)
+        batch = (ids, pixels, shown, boxes, names.long(), targets)
+        ids, pixels, shown, boxes, names, targets = (tensor.to(self.centres.device) for tensor in batch)
 
-        coverage = coverage.float() / 255
+        shown = self._cells(shown)
+        pixels_of = shown.flatten(2).long()
+        counts = torch.zeros(*pixels_of.shape[:2], 1 + names.shape[1], device=shown.device)
+        counts.scatter_add_(-1, pixels_of, torch.ones((), device=shown.device).expand(pixels_of.shape))
+        coverage = counts[..., 1:].mT / pixels_of.shape[-1]  # (B, 9, P)
         outputs = self.model(
             pixel_values=(pixels.float() / 255 - self.mean) / self.deviation,
             input_ids=ids,
@@ -242,36 +249,46 @@ class _Lesson(nn.Module):
         wanted = wanted / wanted.amax(-1, keepdim=True).clamp(min=0.05)
         similarity = outputs.similarity_map.flatten(1)
         cross_entropy = nn.functional.binary_cross_entropy_with_logits
-        overlap, generalized = _overlaps(outputs.pred_boxes, box)
         losses = {
             "similarity": _SIMILARITY_WEIGHT
             * cross_entropy(self.scale * similarity + self.offset, wanted, reduction="none").sum(-1).mean(),
-            "box_l1": _BOX_L1_WEIGHT * (outputs.pred_boxes - box).abs().sum(-1).mean(),
-            "box_giou": (1 - generalized).mean(),
+            "box_l1": _BOX_L1_WEIGHT * box_l1_loss(outputs.pred_boxes, box),
+            "box_giou": box_giou_loss(outputs.pred_boxes, box),
         }
         answers = {
-            "accuracy": (overlap > 0.5).float(),
+            "accuracy": (box_iou(outputs.pred_boxes, box) > 0.5).float(),
             "pointing": (wanted.gather(-1, similarity.argmax(-1, keepdim=True)) > _COVERED).float(),
         }
         patches = outputs.hidden_states[-1][:, 1 : 1 + coverage.shape[-1]]
-        self._name(patches, coverage, boxes, names, losses, answers)
-        return losses, answers
-
-    def _name(self, patches, coverage, boxes, names, losses, answers) -> None:
-        """Adds what comes of every patch by itself."""
+        presence, *logits, place, outline, meant_outline, meant = self.naming(patches).split(self.parts, dim=-1)
         covered, nearest = coverage.max(1)  # (B, P)
-        shown = covered > _COVERED
-        each = torch.arange(len(names), device=names.device)[:, None]
-        names, boxes = names[each, nearest][shown], boxes[each, nearest][shown]  # (N, 4) of all that show something
-        outputs = self.naming(patches)
-        losses["object"] = nn.functional.binary_cross_entropy_with_logits(outputs[..., 0], covered)
-        *logits, place = outputs[..., 1:][shown].split([*map(len, _NAMES.values()), 4], dim=-1)
+        losses["object"] = cross_entropy(presence.squeeze(-1), covered)
+        # What the patch's own object is, for the N patches of the batch that show one.
+        own = covered > _COVERED
+        names, boxes = names[each[:, None], nearest][own], boxes[each[:, None], nearest][own]
         for name, predicted, label in zip(_NAMES, logits, names.unbind(-1)):
+            predicted = predicted[own]
             losses[name] = _NAME_WEIGHTS[name] * nn.functional.cross_entropy(predicted, label)
             answers[name] = (predicted.argmax(-1) == label).float()
-        centres = self.centres.expand(len(coverage), -1, -1)[shown] + _REACH * place[:, :2].tanh()
+        place = place[own]
+        centres = self.centres.expand(len(ids), -1, -1)[own] + _REACH * place[:, :2].tanh()
         found = torch.cat([centres, (place[:, 2:] + _SIZE_OFFSET).sigmoid()], dim=-1)
-        losses["patch_box"] = (1 - _overlaps(found, boxes)[1]).mean()
+        losses["patch_box"] = box_giou_loss(found, boxes)
+        cells = (shown[own] == nearest[own][:, None, None] + 1).float().mean(-1)
+        losses["outline"] = _OUTLINE_WEIGHT * cross_entropy(outline[own], cells)
+        # What the phrase means, for all patches.
+        everywhere = box[:, None].expand(-1, patches.shape[1], -1).flatten(0, 1)
+        meant = meant.sigmoid().flatten(0, 1)
+        losses["meant_box"] = box_giou_loss(meant, everywhere) + _BOX_L1_WEIGHT * box_l1_loss(meant, everywhere)
+        cells = (shown == targets[:, None, None, None] + 1).float().mean(-1)
+        losses["meant_outline"] = _MASK_WEIGHT * cross_entropy(meant_outline, cells)
+        return losses, answers
+
+    def _cells(self, shown: torch.Tensor) -> torch.Tensor:
+        """From pixels `(B, S, S)` to those of each cell of each patch, `(B, P, cells, pixels)`, row by row."""
+        across = self.patch_size // _CELL
+        shown = shown.view(-1, self.side, across, _CELL, self.side, across, _CELL)
+        return shown.permute(0, 1, 4, 2, 5, 3, 6).reshape(len(shown), self.side**2, self.cells, _CELL**2)
 
     @torch.no_grad()
     def examine(self, scenes: NamedScenes, start: int) -> dict[str, float]:
@@ -285,18 +302,6 @@ class _Lesson(nn.Module):
                 right.setdefault(name, []).append(answers.flatten())
         self.train()
         return {name: torch.cat(answers).mean().item() for name, answers in right.items()}
-
-
-def _overlaps(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """IoU and generalised IoU of boxes `(..., 4)` with the same place, given by centre and size."""
-    (left, right), (a, b) = (
-        (box[..., :2] - box[..., 2:] / 2, box[..., :2] + box[..., 2:] / 2) for box in (first, second)
-    )
-    common = (torch.minimum(right, b) - torch.maximum(left, a)).clamp(min=0).prod(-1)
-    together = first[..., 2:].prod(-1) + second[..., 2:].prod(-1) - common
-    hull = (torch.maximum(right, b) - torch.minimum(left, a)).prod(-1)
-    overlap = common / together.clamp(min=1e-6)
-    return overlap, overlap - (hull - together) / hull.clamp(min=1e-6)
 
 
 def _save(path, facts, lesson, optimizers, generator) -> None:

@@ -17,22 +17,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType, gather_object, send_to_device
+from safetensors import SafetensorError
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, has_length, rotate_checkpoints
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint, has_length, rotate_checkpoints
 
 from .data.collator import ReferringCollator
 from .data.training import EpochSampler
 from .metrics import RecMetric, ResMetric, box_iou, mask_overlap
-from .trainer_callbacks import AverageWeights, StopOnSigterm, TellEpoch
+from .trainer_callbacks import AverageWeights, SaveAfterScores, StopOnSigterm, TellEpoch
 from .trainer_norm import synchronise_batch_norms
 
 
 SCHEDULES = ("cosine_per_epoch", "cosine_per_step")
 _PARTIAL = ".partial"
+_REPLACED = "replaced"
 _NOT_FOR_THE_MODEL = ("sample_ids", "loss_scales", "pixel_values_unnormalized")
 _DATA_PARALLEL = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 
@@ -66,6 +68,9 @@ class OneRefTrainer(Trainer):
             the original: every process for itself. With accumulation they see one step's share either way.
         ema_decay: keeps an exponential moving average of the weights, which evaluation and the best model then use.
         others: those of `transformers.Trainer`.
+
+    Raises:
+        ValueError: if there is no such schedule.
     """
 
     loss_is_scaled_for_ga = False
@@ -105,6 +110,7 @@ class OneRefTrainer(Trainer):
         self._loss_steps: dict[str, int] = {}
         self._saving_to: str | None = None
         self._stop = StopOnSigterm()
+        self.add_callback(SaveAfterScores())
         self.add_callback(self._stop)
         self.average: AverageWeights | None = None
         if ema_decay is not None:
@@ -168,6 +174,11 @@ class OneRefTrainer(Trainer):
         mean = self.accelerator.reduce(table.mean(0), "mean")
         return [dict(zip(names, row)) for row in table / mean.clamp(min=1e-9)]
 
+    def _prepare_input(self, data):
+        """On the device, but in its own precision: Transformers would have DeepSpeed round boxes to bfloat16, too. The
+        models take pictures in any."""
+        return send_to_device(data, self.args.device)
+
     # Loss ---------------------------------------------------------------------------------------------------------
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """The sum of the model's losses, each as a mean over the global batch, noted by name for the log.
@@ -223,11 +234,13 @@ class OneRefTrainer(Trainer):
         super().log(logs, start_time)
 
     # Optimisation -------------------------------------------------------------------------------------------------
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """As in Transformers, with parameters that no active loss reaches frozen for the time."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = self.last_checkpoint() or True  # of which Transformers says that there is none
         with self._unused_parameters_frozen():
             try:
-                result = super().train(*args, **kwargs)
+                result = super().train(resume_from_checkpoint, **kwargs)
                 # What came too late for a step to notice.
                 requested = torch.tensor(float(self._stop.requested), device=self.args.device)
                 self._stop.agreed = self.accelerator.reduce(requested, "sum").item() > 0
@@ -247,7 +260,9 @@ class OneRefTrainer(Trainer):
     def parameters_reached(self, batch: Mapping, global_step: int) -> set[str]:
         """Names of the trainable parameters that the losses of such a step depend on, found by one forward pass."""
         model = self.accelerator.unwrap_model(self.model)
+        # FSDP and DeepSpeed take the model to the device of the inputs only later.
         inputs = self._prepare_inputs(self.step_inputs(batch, global_step))
+        inputs = send_to_device(inputs, next(model.parameters()).device)
         was_training = model.training
         model.eval()
         reached = _leaves(self.compute_loss(model, inputs))
@@ -352,10 +367,8 @@ class OneRefTrainer(Trainer):
             return self.average.module
         if self.is_in_train or self.accelerator._models:
             return self.model
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            self.model = self.model_wrapped = self.accelerator.prepare(self.model)
-            return self.model
-        return self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        # Whole on each device: without an optimiser, FSDP2 and ZeRO-2 take no model.
+        return self.accelerator.prepare_model(self.model, device_placement=True, evaluation_mode=True)
 
     # Checkpoints --------------------------------------------------------------------------------------------------
     def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
@@ -367,8 +380,34 @@ class OneRefTrainer(Trainer):
     def _get_output_dir(self, trial) -> str:
         return self._saving_to or super()._get_output_dir(trial)
 
+    def last_checkpoint(self) -> str | None:
+        """The newest checkpoint in `args.output_dir`; all processes ask together."""
+        run_dir = Path(self.args.output_dir)
+        if self.accelerator.is_local_main_process:
+            for old in (run_dir / _PARTIAL / _REPLACED).glob("checkpoint-*"):
+                if not (run_dir / old.name).exists():  # a kill came between the two moves of `_replace`
+                    os.replace(run_dir / _PARTIAL / old.name, run_dir / old.name)
+        self.accelerator.wait_for_everyone()
+        return get_last_checkpoint(str(run_dir)) if run_dir.is_dir() else None
+
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
-        """As in Transformers, but under a temporary name first: a checkpoint is complete or not there."""
+        """As in Transformers, but under a temporary name first: a checkpoint is complete or not there.
+
+        Raises:
+            OSError: if it cannot be written, with one sentence; what was saved before is as it was.
+        """
+        try:
+            saved = self._save_complete_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk may be any of them
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise OSError(
+                f"The checkpoint of step {self.state.global_step} cannot be written to '{self.args.output_dir}' "
+                f"({reason}); the one before is complete. Make room and give the same command again."
+            ) from error
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(saved))
+
+    def _save_complete_checkpoint(self, model: nn.Module, trial) -> Path:
         run_dir = Path(super()._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         partial, final = run_dir / _PARTIAL, run_dir / name
@@ -392,9 +431,8 @@ class OneRefTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         with self.accelerator.main_process_first():  # the others find something only where disks are not shared
             if self.accelerator.is_local_main_process and (partial / name).is_dir():
-                shutil.rmtree(final, ignore_errors=True)
-                os.replace(partial / name, final)
-                partial.rmdir()
+                _replace(final, partial / name)
+                shutil.rmtree(partial, ignore_errors=True)
         if self.args.should_save:
             rotate_checkpoints(
                 output_dir=str(run_dir),
@@ -403,8 +441,7 @@ class OneRefTrainer(Trainer):
                 use_mtime=True,
             )
         self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(final))
+        return final
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Waits until the checkpoint has its final name; `_save_checkpoint` pushes it then."""
@@ -525,6 +562,18 @@ class MRefMTrainer(OneRefTrainer):
         reached = self._reached[self.state.global_step % len(self.kinds)]
         named = self.accelerator.unwrap_model(self.model).named_parameters()
         return [parameter for name, parameter in named if parameter.requires_grad and name not in reached]
+
+
+def _replace(old: Path, new: Path) -> None:
+    """Gives a checkpoint its name, which an earlier save of the same step may have.
+
+    Removing the old one takes time in which a kill would leave a part of it, so it moves out of the way first.
+    """
+    if old.exists():
+        aside = new.parent / _REPLACED / old.name
+        aside.parent.mkdir()
+        os.rename(old, aside)
+    os.replace(new, old)
 
 
 def _scaled(name: str, loss: torch.Tensor, scales: Mapping[str, torch.Tensor]) -> torch.Tensor:

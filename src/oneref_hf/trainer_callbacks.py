@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 
 
 AVERAGED_FOLDER = "averaged"
@@ -23,6 +24,24 @@ class TellEpoch(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class SaveAfterScores(TrainerCallback):
+    """Where an evaluation at the end of the epoch follows a step at once, its checkpoint waits for that.
+
+    A run that continues from one without it would never have these scores.
+    """
+
+    def __init__(self):
+        self._due = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        ends = state.epoch % 1 == 0 or control.should_training_stop
+        self._due = control.should_save and ends and args.eval_strategy == IntervalStrategy.EPOCH
+        control.should_save &= not self._due
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save |= self._due
 
 
 class StopOnSigterm(TrainerCallback):
@@ -69,6 +88,9 @@ class AverageWeights(TrainerCallback):
     Args:
         model: the bare model.
         decay: of the average per step, for example 0.9999.
+
+    Raises:
+        ValueError: if decay is not between 0 and 1.
     """
 
     def __init__(self, model, decay: float):

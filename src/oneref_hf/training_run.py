@@ -25,6 +25,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from .complete_output import write_text
 from .configuration_oneref import DEFAULT_LOSS_WEIGHTS, OneRefConfig
 from .configuration_vqkd import VqkdConfig
 from .data.collator import ReferringCollator
@@ -107,16 +108,14 @@ def _claim(recipe: Recipe, state: PartialState) -> None:
     state.wait_for_everyone()
     if state.is_main_process:
         note.parent.mkdir(parents=True, exist_ok=True)
-        partial = note.with_name(".recipe.yaml.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(note)
+        write_text(note, text)
     state.wait_for_everyone()
 
 
 def _run_stage(recipe: Recipe, stage: Stage, source: str, hand_on: str, state: PartialState) -> None:
     folder = Path(recipe.output_dir, stage.name)
     trainer = build_trainer(recipe, stage, source)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    trainer.train(resume_from_checkpoint=trainer.last_checkpoint())
     if state.is_main_process:
         _draw_curves(trainer.state.log_history, folder / "curves.png")
     if trainer.stopped_early:
@@ -188,6 +187,7 @@ def training_arguments(recipe: Recipe, stage: Stage) -> TrainingArguments:
     # The number of processes is known once the arguments have set up the connection between them.
     per_device, accumulated = stage.split_batch(PartialState().num_processes)
     scored = evaluation.split is not None and evaluation.metric is not None
+    when = "steps" if recipe.data.streaming else "epoch"  # a stream has no epochs
     return TrainingArguments(
         output_dir=str(Path(recipe.output_dir, stage.name)),
         per_device_train_batch_size=per_device,
@@ -207,7 +207,8 @@ def training_arguments(recipe: Recipe, stage: Stage) -> TrainingArguments:
         save_strategy="epoch" if run.save_steps is None else "steps",
         save_steps=run.save_steps or 500,
         save_total_limit=2,
-        eval_strategy="epoch" if scored else "no",
+        eval_strategy=when if scored else "no",
+        eval_steps=run.save_steps,
         metric_for_best_model=f"eval_{evaluation.metric}" if scored else None,
         greater_is_better=True,
         dataloader_num_workers=run.workers,
@@ -237,7 +238,11 @@ def build_processor(recipe: Recipe, source: str) -> OneRefProcessor:
 
 
 def build_model(recipe: Recipe, stage: Stage, source: str, processor: OneRefProcessor) -> nn.Module:
-    """The model of `source` with drop path and loss weights of the stage."""
+    """The model of `source` with drop path and loss weights of the stage.
+
+    Raises:
+        RecipeError: if it cannot be loaded, or is of another size.
+    """
     model_class = _MODEL_CLASSES[recipe.task]
     changes = {
         "drop_path_rate": stage.drop_path_rate,
@@ -290,13 +295,18 @@ def _loaded(load: Callable, source: str, **options):
 
 # Data -------------------------------------------------------------------------------------------------------------
 def training_data(recipe: Recipe, stage: Stage, processor: OneRefProcessor, args: TrainingArguments):
-    """Augmented samples with the labels that the losses of the stage need."""
+    """Augmented samples with the labels that the losses of the stage need.
+
+    Raises:
+        RecipeError: if there are fewer records than one batch has.
+    """
     records = _records(recipe, recipe.data.dataset, recipe.data.train_split)
     augmentation = recipe.data.augmentation
     options = {
         "augmentation": dict(vars(augmentation)),
         "target_masks": recipe.data.target_masks if any(stage.losses[name] for name in _NEED_MASKS) else None,
         "seed": recipe.seed,
+        "on_unreadable": "stop" if recipe.data.strict else "skip",
     }
     if recipe.task == "mrefm":
         if stage.losses["mlm"] and not recipe.smoke:
@@ -330,15 +340,17 @@ def scored_data(recipe: Recipe, processor: OneRefProcessor, dataset: str, split:
 
 
 def _records(recipe: Recipe, dataset: str, split: str, streaming: bool | None = None):
-    if dataset == SYNTHETIC:
-        return smoke_records(split)
     data = recipe.data
+    streaming = data.streaming if streaming is None else streaming
+    if dataset == SYNTHETIC:
+        return smoke_records(split).to_iterable_dataset() if streaming else smoke_records(split)
     return load_referring_dataset(
         recipe.locate(dataset),
         split,
-        streaming=data.streaming if streaming is None else streaming,
+        streaming=streaming,
         column_mapping=data.columns,
         images=data.images,
+        strict=data.strict,
     )
 
 
@@ -368,7 +380,5 @@ def _score(recipe: Recipe, stage: Stage, source: str, results: Path) -> None:
                 if name != "epoch" and not name.startswith(("runtime", "samples_", "steps_"))
             }
     if trainer.is_world_process_zero():
-        partial = results.with_name(".results.json.partial")
-        partial.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-        partial.replace(results)
+        write_text(results, json.dumps(scores, indent=2) + "\n")
     trainer.accelerator.wait_for_everyone()

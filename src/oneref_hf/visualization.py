@@ -204,7 +204,11 @@ def draw_figure(image: ImageInput, answers: dict | list[dict | None]) -> Image.I
 
 
 def rgb_picture(image: ImageInput) -> Image.Image:
-    """One picture of any kind as the 8-bit RGB that the model sees, the right way up; always a copy."""
+    """One picture of any kind as the 8-bit RGB that the model sees, the right way up; always a copy.
+
+    Raises:
+        ValueError: if there is no readable picture, or more than one.
+    """
     pictures = flatten_images(image)
     if len(pictures) != 1:
         raise ValueError(f"One picture is drawn at a time, but there are {len(pictures)}.")

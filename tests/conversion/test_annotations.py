@@ -328,7 +328,7 @@ def test_one_mask_shared_by_thousands_of_records_does_not_fill_the_disk(tmp_path
 
 
 # The official refer files -------------------------------------------------------------------------------------------
-def refer_folder(folder: Path) -> Path:
+def refer_folder(folder: Path, maker: str = "unc", splits: tuple[str, str] = ("train", "testA")) -> Path:
     folder.mkdir(parents=True)
     mask = np.zeros((40, 60), dtype=np.uint8, order="F")
     mask[3:20, 5:30] = mask[25:31, 40:44] = 1
@@ -352,11 +352,13 @@ def refer_folder(folder: Path) -> Path:
             "ann_id": 70 + number,
             "image_id": number,
             "split": split,
+            # The distribution's own name of the picture; RefCOCOg's has the annotation's number in it.
+            "file_name": f"{COCO_NAMES[number].removesuffix('.jpg')}_{70 + number}.jpg",
             "sentences": [{"sent_id": 10 * number + i, "sent": f"cup {i}", "raw": f"Cup {i}!"} for i in range(2)],
         }
-        for number, split in enumerate(["train", "testA"])
+        for number, split in enumerate(splits)
     ]
-    (folder / "refs(unc).p").write_bytes(pickle.dumps(references, protocol=2))
+    (folder / f"refs({maker}).p").write_bytes(pickle.dumps(references, protocol=2))
     return folder
 
 
@@ -373,6 +375,32 @@ def test_refer_files_give_every_split_with_identifiers_and_masks(tmp_path, image
     row = rows_of(out, "testA")[0]
     mask = coco_masks.decode(coco_masks.frPyObjects(row["rle"], 40, 60))
     assert row["polygons"] is None and mask.sum() == 17 * 25 + 6 * 4 and mask[25:31, 40:44].all()
+
+
+def test_refer_files_of_refcocog_come_by_their_split_maker(tmp_path, images):
+    """Both makers' files lie in one folder: umd has val and test, google has val alone, on other references."""
+    folder = refer_folder(tmp_path / "data" / "refcocog", "umd", ("val", "test"))
+    google = pickle.loads((folder / "refs(umd).p").read_bytes())[1:]
+    google[0]["split"] = "val"
+    (folder / "refs(google).p").write_bytes(pickle.dumps(google))
+    found = {}
+    for dataset in ("refcocog", "gref"):
+        out = tmp_path / dataset
+        code, _, err = run("--refer", tmp_path / "data", "--dataset", dataset, "--images", images, "--output", out)
+        assert code == 0, err
+        loaded = load_dataset(str(out), cache_dir=str(tmp_path / "cache" / dataset))
+        found[dataset] = {
+            split: [(row["ref_id"], row["phrase"], row["source"], Path(row["image_file"]).name) for row in rows]
+            for split, rows in loaded.items()
+        }
+    of_reference = [[(number, f"cup {i}", "gref_umd", COCO_NAMES[number]) for i in range(2)] for number in range(2)]
+    assert found["refcocog"] == {"val": of_reference[0], "test": of_reference[1]}
+    assert found["gref"] == {"val": [(1, f"cup {i}", "gref", COCO_NAMES[1]) for i in range(2)]}
+    assert "| test | 2 | 9602 | refs(umd).p |" in (tmp_path / "refcocog" / "README.md").read_text()
+
+    (folder / "refs(umd).p").unlink()
+    message = refused(tmp_path, "--refer", folder, "--dataset", "gref_umd", "--images", images)
+    assert "refs(umd).p does not exist" in message
 
 
 def test_refer_references_that_do_not_fit_are_reported(tmp_path, images):
@@ -434,6 +462,27 @@ def test_a_mixture_is_evaluated_on_one_of_its_parts(tmp_path, parts):
     assert sorted(load_dataset(str(tmp_path / "mix"), cache_dir=str(tmp_path / "cache"))) == ["train", "val"]
     assert rows_of(tmp_path / "mix", "val") == rows_of(parts["gref_umd"], "val")
     assert "| val | 5 | 4896 | gref_umd |" in (tmp_path / "mix" / "README.md").read_text()
+
+
+def test_the_mixture_with_referit_takes_all_of_its_four_parts(tmp_path, parts, images):
+    records = [("38685.jpg", f"38685_{i}.pth", [5, 6, 30, 21], f"referit {i}", [("r1", ["a"])]) for i in range(3)]
+    for split, count in {"train": 3, "test": 1}.items():
+        torch.save(records[:count], tmp_path / f"referit_{split}.pth")
+        arguments = (tmp_path / f"referit_{split}.pth", "--dataset", "referit", "--images", images)
+        assert run(*arguments, "--output", tmp_path / "referit")[0] == 0
+    folders = [tmp_path / "referit", *parts.values()]
+    code, out, err = run("--build", "mixup_with_refc_referit", *folders, "--output", tmp_path / "mix")
+    assert code == 0 and "18 expressions found, 375454 known" in err
+    assert "mixup_with_refc_referit (train): 18 rows, 0 kept out" in out
+    rows = rows_of(tmp_path / "mix", "train")
+    expected = [f"{part} {i}" for part in ("unc", "unc+", "gref_umd") for i in range(5)]
+    assert [row["phrase"] for row in rows] == [*expected, *(f"referit {i}" for i in range(3))]
+    assert {key: rows[-1][key] for key in REFERIT} == {**REFERIT, "phrase": "referit 2"}
+    assert rows[-1]["polygons"] is None and rows[0]["polygons"] == POLYGON
+    assert sorted(load_dataset(str(tmp_path / "mix"), cache_dir=str(tmp_path / "cache"))) == ["train", "val"]
+    assert rows_of(tmp_path / "mix", "val") == rows_of(parts["gref_umd"], "val")  # not ReferItGame's test split
+    card = (tmp_path / "mix" / "README.md").read_text()
+    assert "| train | 18 | 375454 |" in card and "| val | 5 | 4896 | gref_umd |" in card
 
 
 def test_pictures_of_evaluation_splits_are_kept_out(tmp_path, parts, images):

@@ -3,6 +3,7 @@
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import re
@@ -12,14 +13,16 @@ import zipfile
 from pathlib import Path
 
 import convert_oneref
+import convert_vqkd
 import pytest
 import torch
 from conftest import load_original
-from convert_oneref import main
+from convert_oneref import Options, main
 from manifest import load_manifest
 from safetensors import safe_open
 from safetensors.torch import load_file
-from safetensors_writer import TensorToWrite, parse_size, split_into_shards, write_model
+from safetensors_writer import SINGLE_FILE, TensorToWrite, parse_size, split_into_shards, write_model
+from scripts import load_script
 from sources import Source, SourceError
 
 import oneref_hf
@@ -144,6 +147,30 @@ def test_members_of_archives(tmp_path, original_checkpoint, compression):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "release.zip"]
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("form", ["../../{}", "{root}/{}", "unc/../../../{}"])
+def test_members_that_point_outside_are_read_where_they_are(tmp_path, original_checkpoint, compression, form):
+    """Nothing is unpacked by its name: neither a checkpoint so called nor the entries inside one."""
+    member = form.format("x.pth", root=tmp_path)
+    checkpoint = io.BytesIO()
+    with zipfile.ZipFile(original_checkpoint("rec")) as old, zipfile.ZipFile(checkpoint, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+        new.writestr(form.format("y.pth", root=tmp_path), b"precious")
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "release.zip", "w", compression) as archive:
+        archive.writestr(member, checkpoint.getvalue())
+        archive.writestr("../../z.txt", b"precious")
+    named = converted(f"{folder / 'release.zip'}::{member}", folder / "named")
+    assert report_of(named)["source"]["member"] == member
+    only = converted(folder / "release.zip", folder / "only")  # the archive's one checkpoint need not be named
+    assert (only / SINGLE_FILE).read_bytes() == (named / SINGLE_FILE).read_bytes()
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.relative_to(folder).parts[0] for path in written} == {"release.zip", "named", "only"}
+    assert not {path.name for path in written} & {"x.pth", "y.pth", "z.txt"}
+
+
 # What is in a converted directory -----------------------------------------------------------------------------------
 def test_processor_and_tokenizer(tmp_path, original_checkpoint, fixtures_dir, golden_facts, golden):
     spm = fixtures_dir / "tiny.spm"
@@ -154,6 +181,46 @@ def test_processor_and_tokenizer(tmp_path, original_checkpoint, fixtures_dir, go
     ids = processor.tokenizer(golden_facts["texts"][0])["input_ids"]
     assert ids == golden["inputs.input_ids"][0][: len(ids)].tolist()
     assert not list(directory.glob("*.spm"))
+
+
+def swap_words(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary[10], vocabulary[11] = vocabulary[11], vocabulary[10]
+    path.write_text(json.dumps(content))
+
+
+def make_larger(folder: Path) -> None:
+    path = next(path for path in folder.glob("*.json") if "image_processor_type" in path.read_text())
+    path.write_text(path.read_text().replace("64", "96"))
+
+
+def cut(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (swap_words, "The tokenizer that was written has other ids than"),
+        (make_larger, "not of 64 pixels"),
+        (cut, "The processor that was written does not load back"),
+    ],
+)
+def test_verification_loads_the_processor(
+    tmp_path, original_checkpoint, fixtures_dir, capsys, monkeypatch, spoil, message
+):
+    save = oneref_hf.OneRefProcessor.save_pretrained
+
+    def spoilt(self, folder, **options):
+        save(self, folder, **options)
+        spoil(Path(folder))
+
+    monkeypatch.setattr(oneref_hf.OneRefProcessor, "save_pretrained", spoilt)
+    arguments = (original_checkpoint("rec"), "--tokenizer", fixtures_dir / "tiny.spm")
+    assert message in refused(capsys, tmp_path, *arguments)
+    converted(arguments[0], tmp_path / "out", "--no-verify", tokenizer=arguments[2])
 
 
 def test_tokenizer_that_does_not_belong(tmp_path, original_checkpoint, fixtures_dir, capsys):
@@ -172,7 +239,8 @@ def test_report(tmp_path, original_checkpoint):
     assert set(report["dropped"].values()) == {"the original's forward pass never uses it"}
     assert report["source"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (report["model_class"], report["dtype"], report["image_size"]) == ("OneRefForSegmentation", "float32", 64)
-    assert (report["verified"], report["fresh"]) == (True, {})
+    assert (report["source"]["dtype"], report["source"]["image_size"]) == ("float32", 64)
+    assert (report["verified"], report["processor"], report["fresh"]) == (True, False, {})
     assert report["original_training"]["epoch"] == 19
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert set(report["mapped"]) == set(weights)
@@ -338,6 +406,10 @@ def test_existing_output(tmp_path, original_checkpoint, capsys):
         message = refused(capsys, tmp_path, original_checkpoint("rec"), *options, output="other")
         assert "something else than an earlier conversion" in message
 
+    inside = directory / "original.pth"
+    inside.write_bytes(original_checkpoint("rec").read_bytes())
+    assert "lies inside" in refused(capsys, tmp_path, inside, "--overwrite")
+
 
 def test_no_room_on_the_disk(tmp_path, original_checkpoint, capsys, monkeypatch):
     usage = argparse.Namespace(free=1000)
@@ -358,6 +430,38 @@ def test_verification_finds_a_single_wrong_bit(tmp_path, original_checkpoint, ca
     monkeypatch.setattr(convert_oneref, "write_model", spoilt)
     assert "differs from the source in" in refused(capsys, tmp_path, original_checkpoint("rec"))
     assert report_of(converted(original_checkpoint("rec"), tmp_path / "out", "--no-verify"))["verified"] is False
+
+
+def cut_weights(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def break_header(path: Path) -> None:
+    path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
+
+
+def rename_a_weight(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"oneref.logit_scale"', b'"oneref.logit_scalf"', 1))
+
+
+UNREADABLE = [
+    (cut_weights, "cannot be written or read back"),
+    (break_header, "cannot be written or read back"),
+    (rename_a_weight, "differs from the source in oneref.logit_scale, oneref.logit_scalf."),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), UNREADABLE)
+def test_weights_that_do_not_read_back(tmp_path, original_checkpoint, capsys, monkeypatch, spoil, message):
+    """The library's own error is no `ValueError`."""
+
+    def spoilt(folder, *arguments):
+        files = write_model(folder, *arguments)
+        spoil(folder / SINGLE_FILE)
+        return files
+
+    monkeypatch.setattr(convert_oneref, "write_model", spoilt)
+    assert message in refused(capsys, tmp_path, original_checkpoint("rec"))
 
 
 @pytest.mark.parametrize(
@@ -395,7 +499,13 @@ def test_as_a_command(tmp_path, original_checkpoint):
 @pytest.fixture
 def release(monkeypatch, original_checkpoint, fixtures_dir):
     """Stands in for the Hub: every released model is one of the golden checkpoints; some cannot be had."""
-    kinds = {"grounding": "rec", "segmentation": "res", "pretraining": "mrefm", "backbone": "beit3"}
+    kinds = {
+        "grounding": "rec",
+        "segmentation": "res",
+        "pretraining": "mrefm",
+        "backbone": "beit3",
+        "tokenizer": "vqkd",
+    }
     missing: set[str] = set()
 
     def released(name: str) -> Source:
@@ -405,6 +515,7 @@ def release(monkeypatch, original_checkpoint, fixtures_dir):
         return Source(original_checkpoint(kinds[row.kind]), None, name, row.repos[0], row.file, "abc", row)
 
     monkeypatch.setattr(convert_oneref, "released", released)
+    monkeypatch.setattr(convert_vqkd, "released", released)
     monkeypatch.setattr(convert_oneref, "released_tokenizer", lambda: fixtures_dir / "tiny.spm")
     return missing
 
@@ -418,7 +529,13 @@ def test_by_name(tmp_path, monkeypatch, release, capsys):
     card = (tmp_path / "converted" / "res-base-refcoco" / "README.md").read_text()
     assert "model-index" in card and report["source"]["sha256"] in card
     assert main(["--name", "vqkd"]) == 1
-    assert "convert_vqkd.py" in capsys.readouterr().err
+    assert "convert_vqkd.py --name" in capsys.readouterr().err
+    assert convert_vqkd.main(["--name", "rec-base-refcoco"]) == 1
+    assert "convert_oneref.py --name" in capsys.readouterr().err
+    assert convert_vqkd.main(["--name", "vqkd"]) == 0
+    report = report_of(tmp_path / "converted" / "vqkd")
+    assert (report["task"], report["source"]["revision"]) == ("tokenizer", "abc")
+    assert report["source"]["sha256"] in (tmp_path / "converted" / "vqkd" / "README.md").read_text()
 
 
 def test_the_kind_of_a_released_model_is_checked(tmp_path, monkeypatch, release, original_checkpoint, capsys):
@@ -443,16 +560,79 @@ def test_many(tmp_path, release, capsys):
     assert main(command) == 0
     table = capsys.readouterr().out.splitlines()
     assert ["skipped" in line for line in table] == [name != names[1] for name in names]
+    assert ["converted" in line for line in table] == [name == names[1] for name in names]
 
     assert main([*command[:2], "nothing-*", *command[3:]]) == 1
     assert "No released model" in capsys.readouterr().err
 
 
-def test_all_covers_every_released_model_but_the_tokenizer(tmp_path, release, monkeypatch):
+def test_a_model_whose_weights_do_not_read_back_does_not_stop_the_rest(tmp_path, release, capsys, monkeypatch):
+    def spoilt(folder, *arguments):
+        files = write_model(folder, *arguments)
+        if "base" in folder.name:
+            break_header(folder / SINGLE_FILE)
+        return files
+
+    monkeypatch.setattr(convert_oneref, "write_model", spoilt)
+    assert main(["--all", "--only", "beit3-*", "--no-tokenizer", "--output", str(tmp_path)]) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[:2] == ["beit3-base", "FAILED"] and "cannot be written or read back" in first
+    assert second.split()[:2] == ["beit3-large", "converted"]
+    assert [path.name for path in tmp_path.iterdir()] == ["beit3-large"]
+
+
+def test_what_is_done_with_other_options_is_not_done(tmp_path, release, capsys):
+    def table(*options: str) -> tuple[int, dict[str, str]]:
+        code = main(["--all", "--only", "[bv]*", "--output", str(tmp_path), *options])
+        lines = capsys.readouterr().out.splitlines()
+        return code, {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
+
+    bare = ("--no-tokenizer",)
+    code, outcomes = table(*bare)
+    assert code == 0 and list(outcomes) == ["beit3-base", "beit3-large", "vqkd"]
+    assert all(outcome.startswith("converted") for outcome in outcomes.values())
+    done_before = (0, dict.fromkeys(outcomes, "skipped done before"))
+    # What is asked for is what the checkpoints hold anyway; the visual tokenizer has no image size.
+    for options in ((), ("--dtype", "float32"), ("--image-size", "64"), ("--max-shard-size", "1MB")):
+        assert table(*bare, *options) == done_before
+
+    redo = "; --overwrite converts it again"
+    code, differing = table(*bare, "--dtype", "bfloat16", "--image-size", "96")
+    both = f"DIFFERS exists with dtype float32 instead of bfloat16, image size 64 instead of 96{redo}"
+    assert code == 1
+    assert differing == {**dict.fromkeys(outcomes, both), "vqkd": both.replace(", image size 64 instead of 96", "")}
+    assert table(*bare, "--task", "backbone") == done_before
+    code, differing = table(*bare, "--task", "grounding")
+    assert code == 1 and differing["vqkd"] == "skipped done before"
+    assert differing["beit3-base"] == f"DIFFERS exists with task backbone instead of grounding{redo}"
+    code, differing = table()
+    assert code == 1 and differing["vqkd"] == "skipped done before"
+    assert differing["beit3-base"] == f"DIFFERS exists with no processor{redo}"
+
+    assert table(*bare, "--dtype", "bfloat16", "--image-size", "96", "--overwrite")[0] == 0
+    assert table(*bare, "--dtype", "bfloat16", "--image-size", "96") == done_before
+    assert table(*bare)[1]["beit3-base"] == (
+        f"DIFFERS exists with dtype bfloat16 instead of float32, image size 96 instead of 64{redo}"
+    )
+    (tmp_path / "vqkd" / "conversion_report.json").write_text("[")
+    assert "a conversion_report.json that does not say how it was made" in table(*bare)[1]["vqkd"]
+
+
+def test_all_covers_every_released_model(tmp_path, release, monkeypatch):
     seen = []
-    monkeypatch.setattr(convert_oneref, "convert", lambda source, output, *_: seen.append(output.name) or {"bytes": 0})
+    for script in (convert_oneref, convert_vqkd):
+        monkeypatch.setattr(script, "convert", lambda source, output, *_: seen.append(output.name) or {"bytes": 0})
     assert main(["--all", "--no-tokenizer", "--output", str(tmp_path)]) == 0
-    assert seen == [row.name for row in load_manifest() if row.task != "vqkd"]
+    assert seen == [row.name for row in load_manifest()] and "vqkd" in seen
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_many_models_have_a_progress_bar_on_a_terminal(tmp_path, release, capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert convert_oneref.convert_all("beit3-*", tmp_path, None, Options())
+    captured = capsys.readouterr()
+    assert ("100%" in captured.err and "2/2 [" in captured.err and "model" in captured.err) == terminal
+    assert ("%" in captured.err) == terminal and "%" not in captured.out
 
 
 # Writing safetensors ------------------------------------------------------------------------------------------------
@@ -497,6 +677,17 @@ def test_writer_equals_the_library(tmp_path):
 
 
 # At full size -----------------------------------------------------------------------------------------------------
+def test_the_kernel_counts_memory_in_kibibytes(monkeypatch):
+    measure = load_script(Path(__file__).with_name("measure_conversion.py"))
+    wait4 = os.wait4
+
+    def large(pid, options):
+        return *wait4(pid, options)[:2], argparse.Namespace(ru_utime=0, ru_stime=0, ru_maxrss=10**6)
+
+    monkeypatch.setattr(os, "wait4", large)
+    assert measure.in_a_process("-c", "pass").peak_mb == 1024
+
+
 @pytest.mark.slow
 def test_memory_at_base_size(tmp_path):
     """From a 2.7 GB training checkpoint, as a file and inside a stored and a deflated archive."""

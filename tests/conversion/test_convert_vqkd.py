@@ -2,6 +2,7 @@
 """Conversion of the golden VQ-KD checkpoint, and of files that are broken, hostile or of another kind."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 import torch
 import vqkd_keys
 from conftest import load_original
+from safetensors.torch import load_file
+from safetensors_writer import SINGLE_FILE
 
 from oneref_hf.modeling_vqkd import VqkdModel
 
@@ -96,10 +99,102 @@ def test_checkpoint_inside_an_archive(checkpoint, tmp_path, golden):
     assert torch.equal(codes, golden["vqkd.native.codes"])
 
 
-def test_dtype_of_the_written_weights(checkpoint, tmp_path):
-    assert run(checkpoint, "--output", tmp_path / "half", "--dtype", "bfloat16") == 0
-    model = VqkdModel.from_pretrained(tmp_path / "half", dtype="auto")
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
+def test_types_are_kept_unless_asked(checkpoint, tmp_path, stored, dtype):
+    original = {name: value.to(stored) for name, value in load_original(checkpoint)["model"].items()}
+    torch.save({"model": original}, tmp_path / "checkpoint.pth")
+    output, expected = tmp_path / "out", stored if dtype is None else getattr(torch, dtype)
+    assert run(tmp_path / "checkpoint.pth", "--output", output, *(["--dtype", dtype] if dtype else [])) == 0
+    report, weights = json.loads((output / "conversion_report.json").read_text()), load_file(output / SINGLE_FILE)
+    assert report["dtype"] == str(expected).removeprefix("torch.")
+    assert report["source"]["dtype"] == str(stored).removeprefix("torch.")
+    name = "encoder.fc_norm.weight"
+    assert weights["patch_norm.weight"].equal(original[name].to(expected))
+    assert {weight.dtype for weight in weights.values()} == {expected}
+    model = VqkdModel.from_pretrained(output, dtype="auto")
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
+
+
+def test_values_beyond_float16(changed_checkpoint, tmp_path, capsys):
+    path = changed_checkpoint(**{"encoder.fc_norm.bias": torch.full((128,), 1e6)})
+    message = refusal(capsys, path, "--output", tmp_path / "out", "--dtype", "float16")
+    assert "patch_norm.bias has values that float16 cannot hold" in message
+
+
+def test_report(checkpoint, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert run(checkpoint, "--output", output) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((output / "conversion_report.json").read_text())
+    original, weights = load_original(checkpoint)["model"], load_file(output / SINGLE_FILE)
+    assert set(report["mapped"]) == set(weights)
+    mapped = {source for sources in report["mapped"].values() for source in sources}
+    assert mapped | set(report["dropped"]) == set(original) and not mapped & set(report["dropped"])
+    fused = "encoder.blocks.1.attn.qkv.weight"
+    assert report["mapped"]["layers.1.attention.k_proj.weight"] == [fused]
+    assert torch.equal(weights["layers.1.attention.k_proj.weight"], original[fused][128:256])
+    assert report["dropped"]["quantize.cluster_size"] == "running count that moved the codes during training"
+    assert set(report["dropped"].values()) == set(vqkd_keys.IGNORED.values())
+    assert (report["model_class"], report["task"], report["image_size"]) == ("VqkdModel", "tokenizer", 64)
+    assert (report["verified"], report["fresh"]) == (True, {}) and "compared with the source." in printed
+    assert report["bytes"] == sum(weight.nbytes for weight in weights.values())
+    assert report["source"]["file"] == checkpoint.name and str(tmp_path) not in json.dumps(report)
+    assert report["source"]["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) * 2 // 3] ^= 1
+    path.write_bytes(data)
+
+
+def rename_a_weight(path):
+    path.write_bytes(path.read_bytes().replace(b'"patch_norm.bias"', b'"patch_norm.bies"', 1))
+
+
+def break_header(path):
+    path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
+
+
+def other_sizes(path):
+    config = path.with_name("config.json")
+    config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (flip_a_bit, "What was written differs from the source in layers."),
+        (rename_a_weight, "differs from the source in patch_norm.bias, patch_norm.bies."),
+        (other_sizes, "differs from the source in layers.2."),
+        (break_header, "cannot be written or read back"),
+    ],
+)
+def test_verification_finds_what_was_written_wrongly(checkpoint, tmp_path, capsys, monkeypatch, spoil, message):
+    save = VqkdModel.save_pretrained
+
+    def spoilt(self, directory):
+        save(self, directory)
+        spoil(directory / SINGLE_FILE)
+
+    monkeypatch.setattr(VqkdModel, "save_pretrained", spoilt)
+    assert message in refusal(capsys, checkpoint, "--output", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    if spoil is flip_a_bit:
+        assert run(checkpoint, "--output", tmp_path / "out", "--no-verify") == 0
+        assert "not compared." in capsys.readouterr().out
+        assert json.loads((tmp_path / "out" / "conversion_report.json").read_text())["verified"] is False
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["a.pth"], ["a.pth", "--name", "vqkd"], ["--name", "vqkd", "--dtype", "int8"]]
+)
+def test_wrong_command_lines(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
+    assert "error: " in capsys.readouterr().err
 
 
 def test_every_row_of_the_tables_is_used_by_the_original(checkpoint):
@@ -118,6 +213,14 @@ def test_every_row_of_the_tables_is_used_by_the_original(checkpoint):
 def test_layers_keep_their_numbers():
     assert vqkd_keys.rename("encoder.blocks.11.attn.q_bias") == "layers.11.attention.q_proj.bias"
     assert vqkd_keys.rename("encoder.blocks.N.attn.q_bias.weight") is None
+
+
+def test_sources_of_fused_and_other_tensors():
+    names = ["encoder.blocks.2.attn.qkv.weight", "encoder.fc_norm.bias", "decoder.norm.bias"]
+    assert vqkd_keys.sources_of(names) == {
+        **{f"layers.2.attention.{part}_proj.weight": [names[0]] for part in "qkv"},
+        "patch_norm.bias": [names[1]],
+    }
 
 
 def test_fused_qkv_is_cut_into_rows():

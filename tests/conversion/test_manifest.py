@@ -112,6 +112,15 @@ def test_the_recipe_that_trains_a_model_is_named_after_the_script():
     assert sum(row.recipe is not None for row in manifest) == 28
 
 
+def test_the_cost_of_mrefm():
+    costs = {row.name: row.cost for row in load_manifest() if row.cost}
+    assert {name: (cost.devices, cost.hours) for name, cost in costs.items()} == {
+        f"mrefm-{task}-{size}": ("32 NVIDIA A100", hours)
+        for task in ("rec", "res")
+        for size, hours in (("base", 15), ("large", 50))
+    }
+
+
 def test_datasets_and_their_counts():
     manifest = load_manifest()
     counts = {key: entry.counts for key, entry in manifest.datasets.items()}
@@ -159,9 +168,19 @@ def score_as_text(raw):
     raw["results"][0]["unc"]["val"] = "88.75"
 
 
+def cost_of_one_size(raw):
+    del raw["mrefm_cost"]["hours"]["large"]
+
+
+def cost_as_text(raw):
+    raw["mrefm_cost"]["hours"]["base"] = "15 h"
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
+        (cost_of_one_size, "mrefm_cost, hours: 'large' is missing"),
+        (cost_as_text, "mrefm_cost, hours, base: expected a int, found '15 h'"),
         (drop_tokenizer, "the manifest: 'tokenizer' is missing"),
         (add_unknown_key, "files, row 2: unknown key 'datset'; did you mean 'dataset'"),
         (archive_without_member, "files, row 2: an archive, and only an archive, needs a member"),

@@ -8,114 +8,29 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote
 
 import huggingface_hub
 import pytest
 import sources
+from hub_server import COMMIT, Hub, HubRequest
 from manifest import load_manifest
 from sources import SourceError, plus_variants, released, resolve
 
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONTENT = bytes(range(256)) * 4096  # 1 MB
-
-
-class Hub(ThreadingHTTPServer):
-    """The part of the Hub that serves files: metadata by HEAD, contents by GET with ranges.
-
-    `files` maps (repository, file) to contents. `drop_after` cuts the first download's connection after so many bytes.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, files: dict[tuple[str, str], bytes]):
-        super().__init__(("127.0.0.1", 0), HubRequest)
-        self.files = files
-        self.drop_after: int | None = None
-        self.requests: list[tuple[str, str, str | None]] = []  # method, path, range
-        self.bytes_sent = 0
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class HubRequest(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Hub
-
-    def log_message(self, *_):
-        pass
-
-    def do_HEAD(self):
-        self.answer(with_body=False)
-
-    def do_GET(self):
-        self.answer(with_body=True)
-
-    def answer(self, with_body: bool):
-        self.server.requests.append((self.command, self.path, self.headers.get("Range")))
-        match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
-        if match is None:  # the library asks for other things, too
-            return self.refuse(404, "EntryNotFound")
-        repo, _revision, file = (unquote(part) for part in match.groups())
-        if repo not in {repo for repo, _ in self.server.files}:
-            return self.refuse(401, "RepoNotFound")
-        content = self.server.files.get((repo, file))
-        if content is None:
-            return self.refuse(404, "EntryNotFound")
-        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if self.headers.get("Range") else 0
-        self.send_response(206 if start else 200)
-        etag = hashlib.sha256(content).hexdigest()
-        for name, value in {
-            "X-Repo-Commit": COMMIT,
-            "ETag": f'"{etag}"',
-            "X-Linked-ETag": f'"{etag}"',
-            "X-Linked-Size": len(content),
-            "Accept-Ranges": "bytes",
-            "Content-Length": len(content) - start,
-        }.items():
-            self.send_header(name, str(value))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.end_headers()
-        if not with_body:
-            return None
-        body = content[start:]
-        if self.server.drop_after is not None:
-            body, self.server.drop_after = body[: self.server.drop_after], None
-            self.close_connection = True
-        self.wfile.write(body)
-        self.server.bytes_sent += len(body)
-        return None
-
-    def refuse(self, status: int, code: str):
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    server = Hub({("owner/name", "folder/model.pth"): CONTENT})
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    download = functools.partial(sources.hf_hub_download, endpoint=server.address, cache_dir=tmp_path / "cache")
-    monkeypatch.setattr(sources, "hf_hub_download", download)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with Hub({("owner/name", "folder/model.pth"): CONTENT}) as server:
+        download = functools.partial(sources.hf_hub_download, endpoint=server.address, cache_dir=tmp_path / "cache")
+        monkeypatch.setattr(sources, "hf_hub_download", download)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield server
 
 
 # On this machine --------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import trainer_world as world
 from torch.utils.data import DataLoader
 
 from oneref_hf.data.collator import ReferringCollator
+from oneref_hf.data.masking import referred_region
 from oneref_hf.data.training import (
     EpochSampler,
     ReferringMasking,
@@ -86,19 +87,32 @@ def test_samples_do_not_depend_on_workers_or_on_what_came_before():
     assert not torch.equal(again["bool_masked_pos"], data[SampleKey(2, 6)]["bool_masked_pos"])
 
 
+@pytest.mark.parametrize("image_ratio", [None, 0.3])
 @pytest.mark.parametrize("image_mask", ["referring", "random", "blockwise"])
-def test_the_three_ways_of_masking(image_mask):
+def test_the_three_ways_of_masking(image_mask, image_ratio):
+    """By how many patches they mask, around the box and in all, no two of them could stand in for each other."""
     from oneref_hf.data.text_masking import ReferringTextMasker
 
-    masking = ReferringMasking(ReferringTextMasker(world.tokenizer()), grid_size=4, image_mask=image_mask)
+    masker = ReferringTextMasker(world.tokenizer())
+    masking = ReferringMasking(masker, grid_size=16, image_mask=image_mask, image_ratio=image_ratio)
     data = ReferringSamples(world.records(4), world.processor(), masking=masking)
-    sample = data[0]
-    masked = int(sample["bool_masked_pos"].sum())
-    assert sample["bool_masked_pos"].shape == (16,)
-    if image_mask == "random":
-        assert masked == 16 - int(16 * 0.25)
+    sample, around, inside, everywhere = data[0], [], [], []
+    for epoch in range(10):
+        made = data[SampleKey(0, epoch)]
+        mask = made["bool_masked_pos"]
+        x0, y0, x1, y1 = referred_region(made["box_labels"], 16)
+        around.append((x1 - x0) * (y1 - y0))
+        inside.append(int(mask.view(16, 16)[y0:y1, x0:x1].sum()))
+        everywhere.append(int(mask.sum()))
+    assert sample["bool_masked_pos"].shape == (256,) and min(around) > 150
+    if image_mask == "referring":
+        assert inside == [size - int(size * 0.25) for size in around]
+        assert len(set(everywhere)) > 1
+    elif image_mask == "random":
+        assert set(everywhere) == {256 - int(256 * (1 - (image_ratio or 0.75)))}
     else:
-        assert 0 < masked < 16
+        target = int(256 * (image_ratio or 0.4))
+        assert max(everywhere) <= target and sum(everywhere) / 10 > 0.9 * target
     assert sample["mlm_input_ids"].shape == sample["input_ids"].shape
     chosen = sample["mlm_labels"] != -100
     assert chosen.any() and torch.equal(sample["mlm_labels"][chosen], sample["input_ids"][chosen])

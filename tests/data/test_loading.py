@@ -345,6 +345,7 @@ BAD_LINES = [
     ({"image": "gone.png", "phrase": "x"}, "line 5: there is no picture '.*gone.png'"),
     ({"image": "a.png", "phrase": ["fine", ""]}, "line 6: the phrase is empty"),
     ({"image": "a.png", "phrase": []}, "line 7: its list of phrases is empty"),
+    ({"image": "a.png", "phrase": "x", "segmentation": "gone.png"}, "line 8: there is no mask picture '.*gone.png'"),
     (ROWS[1], None),
 ]
 
@@ -362,15 +363,24 @@ def test_malformed_rows_are_left_out_and_counted(pictures, caplog):
         for problem, reason in zip(data.problems, reasons):
             assert re.match(f"mine.jsonl, {reason}", str(problem)), problem
         assert sum("the row is left out" in message for message in caplog.messages) == len(reasons)
-        assert caplog.messages[-1] == "mine: rows left out in all: 6."
+        assert caplog.messages[-1] == "mine: rows left out in all: 7."
+        for limit, lines in ((1, ""), (2, "2345"), (3, "2345678"), (None, "2345678")):
+            assert [problem.place[-1] for problem in data.problems_within(limit)] == [*lines]
 
 
-def test_strict_stops_at_the_first(pictures):
-    path = write_json_lines(pictures / "mine.jsonl", [row for row, _ in BAD_LINES])
-    with pytest.raises(DatasetError, match=r"^mine\.jsonl, line 2: it is not valid JSON"):
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (BAD_LINES, "line 2: it is not valid JSON"),
+        (BAD_LINES[0::7], "line 2: there is no mask picture '.*gone.png'"),
+    ],
+)
+def test_strict_stops_at_the_first(pictures, lines, message):
+    path = write_json_lines(pictures / "mine.jsonl", [row for row, _ in lines])
+    with pytest.raises(DatasetError, match=rf"^mine\.jsonl, {message}"):
         load_referring_dataset(path, None, strict=True)
     stream = load_referring_dataset(path, None, strict=True, streaming=True)
-    with pytest.raises(DatasetError, match=r"^mine\.jsonl, line 2: it is not valid JSON"):
+    with pytest.raises(DatasetError, match=rf"^mine\.jsonl, {message}"):
         list(stream)
 
 

@@ -1,7 +1,6 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
 """Drawn scenes: what phrases refer to is worked out again here, from the pixels of the masks."""
 
-import importlib.util
 import itertools
 import json
 import math
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from PIL import Image
+from scripts import load_script
 
 from oneref_hf.data import load_referring_dataset, record_features, target_mask
 from oneref_hf.data.scenes import (
@@ -58,11 +58,7 @@ WORDS_OF_SIZES = {**dict.fromkeys(["small", "little"], "small"), **dict.fromkeys
 
 @pytest.fixture(scope="module")
 def make_scenes():
-    """The script, loaded by its path: as a folder of modules, training/ would hide the library `evaluate`."""
-    spec = importlib.util.spec_from_file_location("make_scenes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture(scope="module")

@@ -160,11 +160,34 @@ def test_words_are_parsed_once_per_dataset(monkeypatch, tmp_path):
             assert records[key][:] == [row[key] for row in ROWS]
 
 
-def test_streams_with_words_can_be_sent_to_other_processes(monkeypatch):
+@pytest.mark.parametrize("parser", ["a_parser", "scenes"])
+def test_streams_must_bring_their_words(monkeypatch, parser):
+    """Or they would be parsed in every epoch, while training waits."""
     monkeypatch.setattr(training, "load_parser", lambda name: GOLDEN_PARSER)
-    stream = datasets.Dataset.from_dict({"phrase": [ROWS[0]["text"]]}).to_iterable_dataset()
-    sent = pickle.loads(pickle.dumps(training.with_parsed_words(stream, "a_parser")))
-    assert next(iter(sent))["subject"] == ROWS[0]["subject"]
+    records = datasets.Dataset.from_dict({"phrase": [row["text"] for row in ROWS]})
+    with pytest.raises(ValueError, match="parsed again in every epoch; read the data without streaming"):
+        training.with_parsed_words(records.to_iterable_dataset(), parser)
+    parsed = training.with_parsed_words(records, "a_parser").to_iterable_dataset()
+    monkeypatch.setattr(training, "load_parser", None)
+    again = training.with_parsed_words(parsed, parser)
+    assert [row["subject"] for row in pickle.loads(pickle.dumps(again))] == [row["subject"] for row in ROWS]
+
+
+def test_a_pipeline_of_spacy_parses_a_data_set(tmp_path):
+    """Tokens, dependencies, `pipe` and loading are spaCy's; only the rules that set the dependencies are made up."""
+    spacy = pytest.importorskip("spacy")
+    nlp = spacy.blank("en")
+    parser = nlp.add_pipe("attribute_ruler", name="parser")
+    for word, dependency in {"dog": "nsubj", "left": "pobj", "car": "ROOT", "n't": "dobj", "it": "expl"}.items():
+        parser.add([[{"ORTH": word}]], {"DEP": dependency})
+    # What the parser does not need must not run: this would make a subject of every first word.
+    nlp.add_pipe("attribute_ruler", name="ner").add([[{}]], {"DEP": "nsubj"})
+    nlp.to_disk(tmp_path / "pipeline")
+    phrases = ["The DOG on the left", "a red car", "Its car, left of the dog", "it isn't a dog", "cup"] * 60
+    datasets.Dataset.from_dict({"phrase": phrases}).save_to_disk(tmp_path / "data")
+    records = training.with_parsed_words(datasets.load_from_disk(tmp_path / "data"), str(tmp_path / "pipeline"))
+    assert records["subject"][:] == ["dog", "car", "dog", "it", None] * 60
+    assert records["object"][:] == ["left", None, "left", "n't", None] * 60
 
 
 def test_missing_model_is_named():

@@ -2,11 +2,16 @@
 """`oneref demo` before anything is served, and the files of a Space. Needs neither Gradio nor a browser."""
 
 import importlib.util
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from hub_server import TOKEN, PushHub
 
 from oneref_hf import cli
 
@@ -50,6 +55,31 @@ def test_a_space_requires_what_the_package_does():
         if line and not line.startswith("#")
     ]
     assert required == needed
+
+
+def test_a_space_is_made_as_its_readme_says(tmp_path):
+    text = (ROOT / "spaces/README.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line) for line in re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1].splitlines()]
+    assert commands and all(command[:3] == ["hf", "upload", "NAME/SPACE"] for command in commands)
+    with PushHub() as hub:
+        settings = {
+            "HF_ENDPOINT": hub.address,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(tmp_path),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+        }
+        for command in commands:
+            process = [sys.executable, "-c", "from huggingface_hub.cli.hf import main; main()", *command[1:]]
+            subprocess.run(process, cwd=ROOT, env={**os.environ, **settings}, check=True)
+    files = hub.repositories["NAME/SPACE"]
+    kept = [path for folder in ("src", "spaces") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    kept = [path for path in kept if "__pycache__" not in path.parts]
+    assert files == {path.relative_to(ROOT).as_posix().removeprefix("spaces/"): path.read_bytes() for path in kept}
+    assert {"app.py", "requirements.txt", "src/oneref_hf/small_model_files/model.safetensors"} <= files.keys()
+    assert files["src/oneref_hf/small_model_files/model.safetensors"] in hub.large.values(), "as a large file"
 
 
 def test_the_front_matter_of_a_space():

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hub_server import Hub
 from PIL import Image
 
 from oneref_hf import cli
@@ -116,6 +117,62 @@ def test_twenty_at_once_are_all_answered_and_memory_stays_flat(server, tmp_path)
     assert server.memory() - before < 40, "MiB, after twice as many questions again"
 
 
+class Held:
+    """A pipeline that answers the first question when it is let go, and notes how many it has at once."""
+
+    def __init__(self, finder):
+        self.finder = finder
+        self.asked, self.let_go = threading.Event(), threading.Event()
+        self.now = self.most = self.calls = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, *args, **kwargs):
+        with self._lock:
+            self.now, self.calls = self.now + 1, self.calls + 1
+            self.most = max(self.most, self.now)
+        self.asked.set()
+        try:
+            assert self.let_go.wait(PATIENCE)
+            return self.finder(*args, **kwargs)
+        finally:
+            with self._lock:
+                self.now -= 1
+
+
+def test_one_question_at_a_time(finder, tmp_path, monkeypatch):
+    """Whatever Gradio does by default, which the environment may set, and wherever on the page it was asked."""
+    import httpx
+
+    from oneref_hf.demo.answering import ModelSlot
+    from oneref_hf.demo.server import running_page
+
+    monkeypatch.setenv("GRADIO_DEFAULT_CONCURRENCY_LIMIT", "4")
+    held, slot = Held(finder), ModelSlot("the tiny model")
+    slot.load(lambda: held)
+    # As the page's own script does: clients are not let ask what a click on an example asks.
+    with running_page(slot) as address, httpx.Client(base_url=address, timeout=PATIENCE) as visitor:
+        try:
+            events = [one["id"] for one in visitor.get("config").json()["dependencies"] if len(one["inputs"]) == 2]
+            assert len(events) == 2, "the button and the examples"
+            for number, event in enumerate(2 * events):
+                file = {"files": picture(number, tmp_path).open("rb")}
+                (path,) = visitor.post("gradio_api/upload", files=file).json()
+                data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, PHRASES]
+                question = {"data": data, "fn_index": event, "session_hash": f"visitor{number}"}
+                assert visitor.post("gradio_api/queue/join", json=question).is_success
+            assert held.asked.wait(PATIENCE)
+            time.sleep(1)  # in which a second question would come, were it let
+            assert held.most == 1
+        finally:
+            held.let_go.set()
+        for number in range(4):
+            parameters = {"session_hash": f"visitor{number}"}
+            with visitor.stream("GET", "gradio_api/queue/data", params=parameters) as lines:
+                (answer,) = [line for line in lines.iter_lines() if "process_completed" in line]
+            assert "2 phrases found" in answer and f"picture-{number}.png" in answer
+    assert (held.calls, held.most) == (4, 1)
+
+
 def test_uploads_are_deleted(finder, coffee, tmp_path, monkeypatch):
     from oneref_hf.demo.answering import ModelSlot
     from oneref_hf.demo.server import running_page
@@ -184,6 +241,31 @@ def test_a_space_serves_the_same_page(tiny_model, coffee, tmp_path):
         assert started.stop() == 0
     finally:
         started.process.kill()
+
+
+def test_a_model_from_the_hub(tiny_model, coffee, tmp_path):
+    files = {("owner/name", path.name): path.read_bytes() for path in tiny_model.iterdir()}
+    command = [sys.executable, Path(__file__).with_name("serve.py"), tmp_path / "notes", "--device", "cpu", "--model"]
+    with Hub(files) as hub:
+        environment = {
+            "HF_ENDPOINT": hub.address,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+        }
+        started = Server([*command, "owner/name"], tmp_path, **environment)
+        try:
+            answer, _ = ask(started.address, coffee)
+            assert [one["phrase"] for one in answer["answers"]] == PHRASES.splitlines()
+            assert started.stop(signal.SIGTERM) == 0
+        finally:
+            started.process.kill()
+        ended = Server([*command, "owner/absent"], tmp_path, **environment)
+        assert ended.process.wait(PATIENCE) == 1
+    said = ended.output[-1]
+    assert said.startswith("oneref: There is no directory 'owner/absent', and the Hub has no model of that name")
+    assert not [line for line in ended.output if "Traceback" in line]
 
 
 def test_a_port_that_is_taken(tiny_model, capsys):

@@ -33,7 +33,11 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace):
-    """Serves the page until it is interrupted."""
+    """Serves the page until it is interrupted.
+
+    Raises:
+        CommandError: if Gradio is missing, the model cannot be loaded, or the page cannot be served.
+    """
     from .. import demo  # noqa: F401  first of all, because it tells other libraries to report nothing
     from ..cli import CommandError, check_model_source, default_model, load_finder, quiet, refusing
 

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace):
     from ..cli import CommandError
 
     with complaints_as(CommandError):
-        from ..prediction import predict
+        from ..prediction import predict, write_malformed
 
         session = Session(options)
         data = session.data(options.split)
@@ -54,10 +54,12 @@ def run(options: argparse.Namespace):
             run=session.run,
         )
         session.end()
-    if session.accelerator.is_main_process:
-        print(f"written: {options.output}, {len(shards)} shards")
-        if data.problems:
-            print(f"malformed rows left out: {len(data.problems)}")
+        if not session.accelerator.is_main_process:
+            return
+        malformed = write_malformed(data, options.output, options.limit)
+    print(f"written: {options.output}, {len(shards)} shards")
+    if malformed is not None:
+        print(f"malformed rows left out: {len(data.problems_within(options.limit))}, listed in {malformed}")
 
 
 def add_run_options(parser: argparse.ArgumentParser):
@@ -137,7 +139,11 @@ class Session:
 
 @contextmanager
 def complaints_as(kind: type[Exception]):
-    """Turns what the user can mend into `kind`; what all of several processes know, only the main one says."""
+    """Turns what the user can mend into `kind`; what all of several processes know, only the main one says.
+
+    Raises:
+        SystemExit: in the other processes, instead.
+    """
     from ..data.sources import DatasetError
     from ..prediction import PredictionError, ProcessError
 

@@ -79,6 +79,9 @@ class ReferringAugmentation:
         num_scales: 7 in fine-tuning, 6 in MRefM; 1 is no random scale.
         crop, translate, blur: whether these steps are taken; no released recipe blurs.
         color_jitter: how far the factors stray from 1; 0 is no colour step.
+
+    Raises:
+        ValueError: if image_size or num_scales is below 1, or color_jitter outside [0, 1].
     """
 
     def __init__(

@@ -50,14 +50,16 @@ _OTHER_NAMES = {"val": ["validation"], "validation": ["val"], "testA": ["test"]}
 _PROBED_ROWS = 1000
 _BATCH_ROWS = 100  # small, because rows may carry pictures
 _SHOWN_PROBLEMS = 10
+_PICTURES = {"image": "picture", "mask": "mask picture"}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A row that was left out: where it stands and why."""
+    """A row that was left out: where it stands, why, and how many usable ones come before it."""
 
     place: str
     reason: str
+    preceding: int = field(compare=False)
 
     def __str__(self) -> str:
         return f"{self.place}: {self.reason}"
@@ -80,6 +82,10 @@ class ReferringData:
     fingerprint: str
     name: str
 
+    def problems_within(self, limit: int | None) -> list[Problem]:
+        """The rows left out before the first `limit` records are complete; the same streaming or not."""
+        return [problem for problem in self.problems if limit is None or problem.preceding < limit]
+
 
 def load_referring_dataset(
     name_or_path: str | os.PathLike,
@@ -94,7 +100,7 @@ def load_referring_dataset(
     The docstring of this module says what sources may hold, that of `records.py` which columns come out.
 
     Rows that cannot be used are left out, named in warnings and counted. Without `streaming` the records are prepared
-    once and kept in the cache of `datasets`; whether the pictures exist is looked up each time.
+    once and kept in the cache of `datasets`; whether pictures and masks exist is looked up each time.
 
     Args:
         name_or_path: a file (.jsonl, .csv, .tsv, .json in COCO form, .parquet); a directory with files named after the
@@ -126,7 +132,11 @@ def open_referring_data(
     images: str | os.PathLike | None = None,
     strict: bool = False,
 ) -> ReferringData:
-    """`load_referring_dataset` with all that it knows; arguments and errors as there."""
+    """`load_referring_dataset` with all that it knows; arguments as there.
+
+    Raises:
+        DatasetError: as there.
+    """
     if images is not None and not Path(images).is_dir():
         raise DatasetError(f"The folder of pictures '{images}' does not exist.")
     name, found = _find_sources(os.fspath(name_or_path), split, streaming)
@@ -153,6 +163,11 @@ class ProblemLog:
     known: set[Problem] = field(default_factory=set)
 
     def add(self, problem: Problem) -> None:
+        """Notes it and says so.
+
+        Raises:
+            DatasetError: if `strict`.
+        """
         if self.strict:
             raise DatasetError(f"{problem}.")
         if problem in self.known:  # an earlier pass over the stream
@@ -332,18 +347,29 @@ def _is_address(path: str) -> bool:
     return path.startswith(("http://", "https://", "data:"))
 
 
+def _is_in_a_file(picture: Mapping | None) -> bool:
+    return picture is not None and picture["bytes"] is None
+
+
 class _PictureFolders:
-    """Says whether pictures exist. Folders are listed once, because a look-up per record is slow on network drives."""
+    """Says whether pictures and masks exist.
+
+    Folders are listed once, because a look-up per record is slow on network drives.
+    """
 
     def __init__(self):
         self._names = functools.cache(self._list)
 
-    def problem(self, image: Mapping) -> str | None:
-        path = image["path"]
-        if image["bytes"] is not None or _is_address(path):
+    def problem(self, record: Mapping) -> str | None:
+        files = {column: record[column]["path"] for column in _PICTURES if _is_in_a_file(record[column])}
+        reasons = (self.problem_of(column, path) for column, path in files.items())
+        return next(filter(None, reasons), None)
+
+    def problem_of(self, column: str, path: str) -> str | None:
+        if _is_address(path):
             return None
         folder, name = os.path.split(os.path.normpath(path))
-        return None if name in self._names(folder) else f"there is no picture '{path}'"
+        return None if name in self._names(folder) else f"there is no {_PICTURES[column]} '{path}'"
 
     @staticmethod
     def _list(folder: str) -> frozenset[str]:
@@ -362,14 +388,15 @@ def _stream(found: list, reader: _Reader, problems: ProblemLog, fingerprint: str
 
 
 def _streamed(sources_of_split: list, reader: _Reader, problems: ProblemLog) -> Iterator[dict]:
-    pictures = _PictureFolders()
+    pictures, usable = _PictureFolders(), 0
     for source in sources_of_split:
         first = len(problems.problems)
         for place, record in reader.read(source):
-            reason = str(record) if isinstance(record, MalformedRow) else pictures.problem(record["image"])
+            reason = str(record) if isinstance(record, MalformedRow) else pictures.problem(record)
             if reason is not None:
-                problems.add(Problem(place, reason))
+                problems.add(Problem(place, reason, usable))
                 continue
+            usable += 1
             yield record
         problems.summarise(source.name, first)
 
@@ -380,13 +407,16 @@ def _prepare(found: list, reader: _Reader, problems: ProblemLog, fingerprint: st
     rows = Dataset.from_file(str(_prepared_file(found, reader, fingerprint)))
     reasons = rows.data.column("reason").to_pylist()
     pictures = _PictureFolders()
-    image_column = rows.data.column("image")
-    for index, (path, embedded) in enumerate(_paths_of(image_column)):
-        if reasons[index] is None and not embedded:
-            reasons[index] = pictures.problem({"path": path, "bytes": None})
-    kept = [index for index, reason in enumerate(reasons) if reason is None]
-    places = rows.data.column("place").to_pylist()
-    left_out = [Problem(place, reason) for place, reason in zip(places, reasons) if reason is not None]
+    for column in _PICTURES:
+        for index, (path, embedded) in enumerate(_paths_of(rows.data.column(column))):
+            if reasons[index] is None and path is not None and not embedded:
+                reasons[index] = pictures.problem_of(column, path)
+    kept, left_out = [], []
+    for index, (place, reason) in enumerate(zip(rows.data.column("place").to_pylist(), reasons)):
+        if reason is None:
+            kept.append(index)
+        else:
+            left_out.append(Problem(place, reason, len(kept)))
     if not kept and not problems.strict:
         reason = f": {left_out[0]}" if left_out else ", for it is empty"
         if reader.images is None and "there is no picture" in reason:
@@ -401,7 +431,7 @@ def _prepare(found: list, reader: _Reader, problems: ProblemLog, fingerprint: st
 
 
 def _paths_of(images) -> Iterator[tuple[str | None, bool]]:
-    """Path, and whether the picture is embedded, of every row, without touching the pictures' bytes."""
+    """Path, if any, and whether the picture is embedded, of every row, without touching the pictures' bytes."""
     import pyarrow.compute as pc
 
     for chunk in images.chunks:

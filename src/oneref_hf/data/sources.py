@@ -56,7 +56,11 @@ class FileSource:
         return {column for _, row in rows if isinstance(row, dict) for column in row}
 
     def rows(self) -> Rows:
-        """Every row with its place, read as they are asked for."""
+        """Every row with its place, read as they are asked for.
+
+        Raises:
+            DatasetError: if the file as a whole cannot be read.
+        """
         raise NotImplementedError
 
 

@@ -78,6 +78,9 @@ class ReferringTextMasker:
         tokenizer: a SentencePiece-based Transformers tokenizer that wraps a phrase as BOS, pieces, EOS.
         nlp: a spaCy pipeline, read by `word_positions` alone; None if words are parsed beforehand (`parse_words`).
         mask_ratio: share of the tokens to mask, BOS aside.
+
+    Raises:
+        ValueError: if mask_ratio is outside [0, 1].
     """
 
     def __init__(self, tokenizer, nlp=None, mask_ratio: float = 0.4):

@@ -126,11 +126,24 @@ class ReferringMasking:
 
 
 def with_parsed_words(records, parser: str = "en_core_web_md"):
-    """Records (a `Dataset` or `IterableDataset`) with the columns `subject` and `object` of `parse_words`.
+    """Records with the columns `subject` and `object` of `parse_words`, made once per data set and kept in its cache.
+
+    Records that have both columns already stay as they are.
 
     Args:
+        records: `datasets.Dataset`; of an `IterableDataset`, only one with both columns.
         parser: name of a spaCy model, or `"scenes"` for drawn scenes, whose wording is known (`scenes.scene_words`).
+
+    Raises:
+        ValueError: for a stream without them, which would be parsed again in every epoch.
     """
+    if {"subject", "object"} <= set(records.column_names or ()):
+        return records
+    if not hasattr(records, "__len__"):
+        raise ValueError(
+            "The phrases of a stream would be parsed again in every epoch; read the data without streaming, or parse "
+            "them first and stream the result."
+        )
     if parser == "scenes":
         return records.map(scene_words, input_columns="phrase", batched=True)
     load_parser(parser)  # if it is missing, now rather than in a worker

@@ -19,6 +19,7 @@ from .answering import (
     data_address,
     read_phrases,
     read_upload,
+    return_memory,
 )
 from .examples import Example, thumbnail
 
@@ -129,6 +130,7 @@ def build_page(model: ModelSlot, examples: list[Example], keep_seconds: int) -> 
                 result,
                 _note(f"{count} {'phrase' if count == 1 else 'phrases'} found in {result['seconds']:.1f} seconds."),
             )
+            return_memory()
 
         def check(path: str | None) -> str:
             try:
@@ -167,7 +169,7 @@ def build_page(model: ModelSlot, examples: list[Example], keep_seconds: int) -> 
             show_progress="hidden",
             api_visibility="private",
         )
-    return page.queue(max_size=100, default_concurrency_limit=1)
+    return page.queue(max_size=100)
 
 
 def _header(model: ModelSlot) -> str:

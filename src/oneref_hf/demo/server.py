@@ -14,6 +14,7 @@ from .examples import make_examples
 from .page import CSS, JS, THEME, build_page
 
 
+_REMEMBERED = 8
 # The page needs nothing from elsewhere, and with this the browser would refuse it. Gradio evaluates templates.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -60,6 +61,8 @@ def running_page(
                 run_history=False,
                 enable_monitoring=False,
                 footer_links=[],
+                # So many visitors' last answers Gradio remembers, for links to them, which this page does not have.
+                state_session_capacity=_REMEMBERED,
                 max_file_size=MAX_MEGABYTES * 2**20,
                 app_kwargs={"middleware": [Middleware(_PolicyHeader)], "docs_url": None, "redoc_url": None},
                 theme=THEME,

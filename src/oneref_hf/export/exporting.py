@@ -6,15 +6,15 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ..complete_output import complete_directory
 from ..pipeline_oneref import AutoModelForReferringExpression
 from ..processing_oneref import OneRefProcessor
 from . import onnx
@@ -80,7 +80,7 @@ def export_model(
     if quantize == "int4" and program.config.hidden_size % onnx.INT4_BLOCK:
         raise ExportError(f"int4 needs a hidden size that is a multiple of {onnx.INT4_BLOCK}.")
 
-    with _complete_directory(output) as folder:
+    with complete_directory(output) as folder:
         with _silence():
             if format == "onnx":
                 onnx.write(program, folder, opset or onnx.OPSET)
@@ -174,29 +174,6 @@ def _checksum(files: list[Path]) -> str:
             while block := file.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def _complete_directory(output: Path) -> Iterator[Path]:
-    """A new directory beside `output` that takes its place at the end, or vanishes if anything fails before."""
-    output = output.resolve()
-    partial, retired = (output.with_name(f".{output.name}.{kind}-{os.getpid()}") for kind in ("partial", "retired"))
-    created = [folder for folder in partial.parents if not folder.exists()]  # innermost first
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if output.exists():
-            output.rename(retired)
-        partial.rename(output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if retired.exists() and not output.exists():
-            retired.rename(output)
-        for parent in created:
-            with suppress(OSError):  # somebody else has put something there meanwhile
-                parent.rmdir()
-        raise
-    shutil.rmtree(retired, ignore_errors=True)
 
 
 @contextmanager

@@ -70,6 +70,7 @@ class OneRefExportedModel(nn.Module):
 
         Raises:
             ExportError: if there is no exported model, it needs trust or a missing package, or its file is broken.
+            TypeError: if there are other arguments.
         """
         unknown = sorted(set(kwargs).difference(_HUB_ARGUMENTS, _IGNORED_ARGUMENTS))
         if unknown:

@@ -54,6 +54,9 @@ def quantize(folder: Path, kind: str) -> None:
     - `int8`: weights in 8 bits with a scale for each output; the input is quantised as it comes, with one scale. The
       weights use the range of 7 bits, for processors without VNNI add pairs of products in 16 bits, which overflow.
     - `int4`: weights in 4 bits with a scale for every 32.
+
+    Raises:
+        ExportError: if the file does not name its layers.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic

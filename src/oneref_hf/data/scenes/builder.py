@@ -92,8 +92,8 @@ def scene_sample(split: str, index: int, seed: int = 0) -> SceneSample:
             return SceneSample(f"{split}-{seed}-{index}", scene, target, form, say(form, rng), kind)
 
 
-def scene_expressions(split: str, index: int, count: int, seed: int = 0) -> tuple[Scene, list[SceneSample]]:
-    """The scene of sample `index` and up to `count` phrases about it, the sample's own first, of different types.
+def scene_expressions(split: str, index: int, count: int, seed: int = 0) -> list[SceneSample]:
+    """Sample `index` and others of its scene, up to `count` in all, whose phrases are of different types.
 
     Fewer where the scene does not lend itself to the other types. Raises as `scene_sample` does.
     """
@@ -107,7 +107,7 @@ def scene_expressions(split: str, index: int, count: int, seed: int = 0) -> tupl
             form, target = found
             identity = f"{sample.id}-{len(samples)}"
             samples.append(SceneSample(identity, sample.scene, target, form, say(form, rng), kind))
-    return sample.scene, samples
+    return samples
 
 
 class SceneRecords(Sequence):
@@ -152,7 +152,11 @@ def scene_phrases(split: str, count: int, seed: int = 0) -> Iterator[str]:
 
 
 def check_arguments(split: str, seed: int, size: int = SIZES[0], count: int = 0) -> None:
-    """Raises a SceneError if one of them is out of range."""
+    """Sees to it that scenes can be drawn with them.
+
+    Raises:
+        SceneError: if one of them is out of range.
+    """
     if split not in SPLITS:
         raise SceneError(f"There is no split {split!r} of scenes; there are {', '.join(SPLITS)}.")
     if seed < 0:

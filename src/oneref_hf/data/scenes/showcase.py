@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from .builder import scene_expressions, scene_sample
+from .builder import scene_expressions
 
 
 SIDE = 512
@@ -29,9 +29,8 @@ def showcase(number: int, side: int = SIDE) -> tuple[Image.Image, list[str]]:
     Raises:
         SceneError: if a number is out of range.
     """
-    picture = scene_sample("test", number).record(side)["image"]
-    _, samples = scene_expressions("test", number, 1 if number in SHOWN else _PHRASES)
-    return picture, [*(sample.phrase for sample in samples), *SHOWN.get(number, ())]
+    samples = scene_expressions("test", number, 1 if number in SHOWN else _PHRASES)
+    return samples[0].record(side)["image"], [*(sample.phrase for sample in samples), *SHOWN.get(number, ())]
 
 
 __all__ = ["SHOWN", "SIDE", "showcase"]

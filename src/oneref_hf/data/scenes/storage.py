@@ -153,4 +153,4 @@ def _new_directory(output: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-__all__ = ["write_scenes"]
+__all__ = ["processes_map", "write_scenes"]
