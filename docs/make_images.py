@@ -25,8 +25,9 @@ from oneref_hf.visualization import draw_figure
 IMAGES = Path(__file__).parent / "images"
 _WIDEST = 1600  # pixels
 # Scenes of the split "test" that show well what is to be seen; their pictures were never trained on.
-_MASKED, _RELATED, _ASKED, _SHEET = 18, 18, 13, range(13, 25)
-_MASKING_SEED = 3
+_MASKED, _RELATED, _READ, _ASKED, _SHEET = 18, 71, 22, 13, range(13, 25)
+# With it, block-wise masking hides as much of the target as it does on average, two fifths.
+_MASKING_SEED = 24
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,7 +63,7 @@ def semantic_relation() -> Image.Image:
     from oneref_hf.data.semantic_relation import semantic_relation_labels
 
     model, processor = _model()
-    scene = scene_sample("test", _RELATED).record(480)
+    scene = scene_sample("test", _READ).record(480)
     inputs = processor(scene["image"], scene["phrase"], boxes=[scene["box"]])
     labels = semantic_relation_labels(model.oneref, inputs)[0]
     pieces = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])[1:-1]
