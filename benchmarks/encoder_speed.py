@@ -2,11 +2,11 @@
 """Time of one forward pass against the original's compute, as ratios measured in one run.
 
     pip install --no-deps torchscale==0.3.0
-    python benchmarks/encoder_speed.py [--size base] [--batch 1 4] [--dtype float32 bfloat16]
+    python benchmarks/encoder_speed.py [--size base] [--task grounding] [--batch 1 4] [--dtype float32 bfloat16]
         [--compile default max-autotune-no-cudagraphs] [--rounds 7]
 
 The yardstick is what the original does: BEiT-3's encoder from torchscale, in float32, every phrase padded to 64
-tokens, with OneRef's box head on top. Ours gets the same pictures and a ten-word phrase, padded to the longest of the
+tokens, with OneRef's heads on top. Ours gets the same pictures and a ten-word phrase, padded to the longest of the
 batch. All run in turn, round by round, and ratios are taken within each round; the table shows the median.
 
 With `--compile`, Inductor may take the weights for constants, which lets it pack them once (`freezing`).
@@ -22,10 +22,12 @@ import torch._inductor.config
 from measuring import (
     PHRASE_TOKENS,
     SIZES,
+    TASKS,
     encoder_gflop,
     interleaved,
     machine,
     make_inputs,
+    mask_gflop,
     parser_of,
     print_header,
     print_row,
@@ -35,22 +37,29 @@ from measuring import (
 from torch import nn
 from torchscale_reference import build_torchscale_beit3, run_torchscale_beit3
 
-from oneref_hf import OneRefConfig, OneRefForGrounding
+from oneref_hf import OneRefConfig
 from oneref_hf.modeling_oneref import OneRefBoxHead
 
 
 ORIGINAL_TOKENS = 64
 
 
-class OriginalGrounding(nn.Module):
-    """The original's REC forward pass: torchscale's encoder, both projections of the whole sequence, the box head."""
+class Original(nn.Module):
+    """The original's forward pass: torchscale's encoder, both projections of the whole sequence, and the heads.
 
-    def __init__(self, config: OneRefConfig, size: dict[str, int]):
+    That for masks has transposed convolutions, as the original's.
+    """
+
+    def __init__(self, config: OneRefConfig, size: dict[str, int], task: str):
         super().__init__()
         self.encoder = build_torchscale_beit3(**size)
         self.vision_head = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.language_head = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.box_head = OneRefBoxHead(config)
+        width, self.mask_head = config.hidden_size, None
+        if task == "segmentation":
+            layers = [[nn.ConvTranspose2d(width, width, 2, 2, bias=False), nn.BatchNorm2d(width)] for _ in range(3)]
+            self.mask_head = nn.Sequential(*layers[0], nn.ReLU(), *layers[1], nn.ReLU(), *layers[2])
         self.num_vision = (config.image_size // config.patch_size) ** 2 + 1
 
     def forward(self, pixel_values, input_ids, attention_mask):
@@ -59,12 +68,18 @@ class OriginalGrounding(nn.Module):
         patches = nn.functional.normalize(self.vision_head(vision), dim=-1)[:, 1:]
         phrase = nn.functional.normalize(self.language_head(text), dim=-1)[:, 0]
         similarity = torch.matmul(patches, phrase[..., None]).squeeze(-1)
-        return self.box_head(vision[:, 1:], similarity)
+        boxes = self.box_head(vision[:, 1:], similarity)
+        if self.mask_head is None:
+            return boxes
+        side = int(similarity.shape[1] ** 0.5)
+        features = self.mask_head(vision[:, 1:].mT.unflatten(-1, (side, side)))
+        return boxes, torch.einsum("bdhw,bd->bhw", nn.functional.normalize(features, dim=1), phrase)
 
 
 def main():
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--task", choices=TASKS, default="grounding")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--compile", nargs="*", metavar="MODE", help="also time torch.compile of ours in these modes")
@@ -77,13 +92,14 @@ def main():
         torch._inductor.config.freezing = True
     size = SIZES[options.size]
     config = OneRefConfig(**size)
-    original = OriginalGrounding(config, size).eval()
-    models = {name: OneRefForGrounding(config).eval().to(getattr(torch, name)) for name in options.dtype}
+    original = Original(config, size, options.task).eval()
+    models = {name: TASKS[options.task](config).eval().to(getattr(torch, name)) for name in options.dtype}
     peaks = {name: product_gflops(getattr(torch, name)) for name in options.dtype}
     products = ", ".join(f"{name} {peak:.0f} GFLOP/s" for name, peak in peaks.items())
     print(f"{machine()}; product peak: {products}")
     print_header("batch", "ours", "seconds", "original, seconds", "ratio (min-max)", "GFLOP/s", "of peak", "bound")
     for batch_size in options.batch:
+        torch.compiler.reset()  # or else PyTorch gives up after a few shapes and compiles no more
         theirs, ours = make_inputs(batch_size, ORIGINAL_TOKENS), make_inputs(batch_size, PHRASE_TOKENS)
         del ours["attention_mask"]  # nothing is padded, so a compiled model need not be given a mask
         functions = {"original": lambda inputs=theirs: original(**inputs)}
@@ -96,6 +112,8 @@ def main():
                 functions[name], dtypes[name] = lambda model=variant, inputs=ours: model(**inputs), dtype
         times = interleaved(functions, options.rounds)
         gflop = encoder_gflop(size, batch_size, PHRASE_TOKENS)
+        if options.task == "segmentation":
+            gflop += mask_gflop(size, batch_size)
         for name, dtype in dtypes.items():
             our, their = statistics.median(times[name]), statistics.median(times["original"])
             print_row(

@@ -2,15 +2,16 @@
 """Time of one forward pass by every way to run a model, against the original's compute, as ratios measured in one run.
 
     pip install --no-deps torchscale==0.3.0
-    python benchmarks/export_speed.py [--size base] [--batch 1 4] [--ways eager onnx onnx-int8 ...] [--rounds 5]
+    python benchmarks/export_speed.py [--size base] [--task grounding] [--batch 1 4] [--ways eager onnx ...]
+        [--rounds 5]
     python benchmarks/export_speed.py --model DIR [--phrases 64]
 
 The yardstick is what the original does: BEiT-3's encoder from torchscale, in float32, every phrase padded to 64
-tokens, with OneRef's box head on top. Ours gets the same pictures and a ten-word phrase. All run in turn, round by
+tokens, with OneRef's heads on top. Ours gets the same pictures and a ten-word phrase. All run in turn, round by
 round, and ratios are taken within each round; the table shows the median.
 
 What bounds a way is the machine's speed at matrix products in its number format: the columns after the ratio give the
-operations per second of the encoder's products and their share of that. In 8 bits the share is lower, for attention,
+operations per second of the matrix products and their share of that. In 8 bits the share is lower, for attention,
 norms and activations stay in float32.
 
 The weights of the first table are random, so their boxes hardly move, and the overlap of boxes with those of float32
@@ -24,15 +25,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from encoder_speed import ORIGINAL_TOKENS, OriginalGrounding
+from encoder_speed import ORIGINAL_TOKENS, Original
 from measuring import (
     PHRASE_TOKENS,
     SIZES,
+    TASKS,
     encoder_gflop,
     fail,
     interleaved,
     machine,
     make_inputs,
+    mask_gflop,
     parser_of,
     print_header,
     print_row,
@@ -40,8 +43,9 @@ from measuring import (
     ratio,
     seconds,
 )
+from torch import nn
 
-from oneref_hf import OneRefConfig, OneRefForGrounding, OneRefProcessor
+from oneref_hf import OneRefConfig, OneRefProcessor
 from oneref_hf.export import aotinductor, onnx, quantization_config
 from oneref_hf.export.program import OneRefProgram, random_inputs
 from oneref_hf.export.verification import box_agreement
@@ -55,7 +59,7 @@ WAYS = {
     "compiled": "float32",
     "aotinductor": "float32",
     "onnx": "float32",
-    "onnx-int4": "float32",
+    "onnx-int4": "int8",
     "onnx-int8": "int8",
     "onnx-int8-static": "int8",
     "torchao-int8": "int8",
@@ -68,8 +72,8 @@ class Ways:
     Without `compiles` PyTorch compiles nothing, which changes how long it takes but not what comes out.
     """
 
-    def __init__(self, model: OneRefForGrounding, folder: Path, compiles: bool):
-        self.program, self.folder, self.compiles = OneRefProgram(model, "grounding").eval(), folder, compiles
+    def __init__(self, model: nn.Module, task: str, folder: Path, compiles: bool):
+        self.program, self.folder, self.compiles = OneRefProgram(model, task).eval(), folder, compiles
 
     def __call__(self, way: str) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
         if way in ("eager", "compiled", "torchao-int8"):
@@ -88,9 +92,11 @@ class Ways:
         model = self.program.model
         if way == "torchao-int8":
             model.save_pretrained(self.folder / "float32")
-            model = OneRefForGrounding.from_pretrained(
-                self.folder / "float32", quantization_config=quantization_config("int8")
-            ).eval()
+            model = (
+                type(model)
+                .from_pretrained(self.folder / "float32", quantization_config=quantization_config("int8"))
+                .eval()
+            )
         run = model
         if way != "eager" and self.compiles:
             compiled = torch.compile(model, dynamic=False)
@@ -185,13 +191,14 @@ def measure_speed(options, folder: Path):
     torch.manual_seed(0)
     size = SIZES[options.size]
     config = OneRefConfig(**size)
-    original = OriginalGrounding(config, size).eval()
-    ways = Ways(OneRefForGrounding(config).eval(), folder, compiles=True)
+    original = Original(config, size, options.task).eval()
+    ways = Ways(TASKS[options.task](config).eval(), options.task, folder, compiles=True)
     bounds = {"float32": product_gflops(torch.float32), "int8": int8_gops()}
     print(f"{machine()}; product peak: " + ", ".join(f"{name} {speed:.0f} G/s" for name, speed in bounds.items()))
     functions = {way: ways(way) for way in options.ways}
     print_header("batch", "way", "seconds", "original", "ratio (min-max)", "G/s", "of peak", "box IoU with float32")
     for batch_size in options.batch:
+        torch.compiler.reset()  # or else PyTorch gives up after a few shapes and compiles no more
         theirs, ours = make_inputs(batch_size, ORIGINAL_TOKENS), make_inputs(batch_size, PHRASE_TOKENS)
         with torch.inference_mode():
             exact = ways("eager")(ours)
@@ -199,6 +206,8 @@ def measure_speed(options, folder: Path):
         calls = {way: lambda function=function, ours=ours: function(ours) for way, function in functions.items()}
         times = interleaved({"original": lambda theirs=theirs: original(**theirs), **calls}, options.rounds)
         gflop = encoder_gflop(size, batch_size, PHRASE_TOKENS)
+        if options.task == "segmentation":
+            gflop += mask_gflop(size, batch_size)
         for way, overlap in overlaps.items():
             took = statistics.median(times[way])
             print_row(
@@ -215,11 +224,11 @@ def measure_speed(options, folder: Path):
 
 def measure_agreement(options, folder: Path):
     try:
-        model = OneRefForGrounding.from_pretrained(options.model).eval()
+        model = TASKS[options.task].from_pretrained(options.model).eval()
         processor = OneRefProcessor.from_pretrained(options.model)
     except (OSError, ValueError) as error:
         fail(f"The model '{options.model}' cannot be loaded: {str(error).splitlines()[0]}")
-    ways = Ways(model, folder, compiles=False)
+    ways = Ways(model, options.task, folder, compiles=False)
     print_header("way", f"mean box IoU with float32, {options.phrases} drawn scenes")
     for way in options.ways:
         function = ways(way)
@@ -234,6 +243,7 @@ def measure_agreement(options, folder: Path):
 def main():
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--task", choices=TASKS, default="grounding")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--model", metavar="DIR", help="measure the boxes of this model instead of time")

@@ -18,6 +18,7 @@ import torch
 from measuring import (
     PHRASE_TOKENS,
     SIZES,
+    TASKS,
     PeakMemory,
     encoder_gflop,
     interleaved,
@@ -30,11 +31,8 @@ from measuring import (
     product_gflops,
 )
 
-from oneref_hf import OneRefConfig, OneRefForGrounding, OneRefForSegmentation
+from oneref_hf import OneRefConfig
 from oneref_hf.modeling_oneref import answer_phrases
-
-
-TASKS = {"grounding": OneRefForGrounding, "segmentation": OneRefForSegmentation}
 
 
 def build(options, size: str):
@@ -78,6 +76,7 @@ def main():
             variants[f"{options.attention}, {mode}"] = torch.compile(model, mode=mode, dynamic=False)
         for rows, about_one_picture in [(n, False) for n in options.batch] + [(n, True) for n in options.phrases]:
             for name, variant in variants.items():
+                torch.compiler.reset()  # or else PyTorch gives up after a few shapes and compiles no more
                 work = make_work(model, variant, rows, about_one_picture)
                 memory = PeakMemory(options.device)
                 interleaved({name: work}, 2, options.device)  # compiles, and fills the caches

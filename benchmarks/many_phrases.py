@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from measuring import (
     SIZES,
+    TASKS,
     WORDS,
     PeakMemory,
     fail,
@@ -28,14 +29,13 @@ from measuring import (
 )
 from torch.nn.utils.rnn import pad_sequence
 
-from oneref_hf import OneRefConfig, OneRefForGrounding, OneRefForSegmentation, OneRefProcessor
+from oneref_hf import OneRefConfig, OneRefProcessor
 from oneref_hf.loss_oneref import cxcywh_to_xyxy
 from oneref_hf.metrics import box_iou, rec_accuracy
 from oneref_hf.modeling_oneref import answer_phrases
 from oneref_hf.pipeline_oneref import AutoModelForReferringExpression
 
 
-TASKS = {"grounding": OneRefForGrounding, "segmentation": OneRefForSegmentation}
 SHARING_PHRASES = 16
 
 
@@ -109,7 +109,7 @@ def measure_sharing(options):
 
 def with_sharing(model, inputs: dict[str, torch.Tensor], shared_layers: int):
     model.config.shared_image_layers = shared_layers
-    options = {"predict_masks": False} if isinstance(model, OneRefForSegmentation) else {}
+    options = {"predict_masks": False} if hasattr(model, "mask_head") else {}
     return answer_phrases(model, **inputs, **options)
 
 

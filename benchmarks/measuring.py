@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from oneref_hf import OneRefForGrounding, OneRefForSegmentation
+
 
 SIZES = {
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
@@ -19,6 +21,7 @@ SIZES = {
     # For trying a script out.
     "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128},
 }
+TASKS = {"grounding": OneRefForGrounding, "segmentation": OneRefForSegmentation}
 IMAGE_SIZE, PATCH_SIZE = 384, 16
 PHRASE_TOKENS = 12  # ten words, BOS and EOS
 WORDS = range(4, 64000)

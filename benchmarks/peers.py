@@ -257,18 +257,22 @@ def main():
     interleaved({name: lambda n=name: peers[n].run(models[n], pictures[n], 1) for name in peers}, 0)  # warms up
 
     print(f"{machine()}, {options.dtype}; one picture")
-    print_header("model", "input", "million parameters", "answers", "phrases", "seconds", "times OneRef (min-max)")
+    print_header(
+        "model", "input", "million parameters", "answers", "phrases", "seconds", "per phrase", "times OneRef (min-max)"
+    )
     for phrases in options.phrases:
         work = {name: lambda n=name: peers[n].run(models[n], pictures[n], phrases) for name in peers}  # noqa: B023
         times = interleaved(work, options.rounds, warm_up=False)
         for name, peer in peers.items():
+            took = statistics.median(times[name])
             print_row(
                 name,
                 "{} x {}".format(*peer.image_size),
                 f"{sum(parameter.numel() for parameter in models[name].parameters()) / 1e6:.0f}",
                 peer.answers,
                 phrases,
-                f"{statistics.median(times[name]):.2f}",
+                f"{took:.2f}",
+                f"{took / phrases:.2f}",
                 ratio(times[name], times[OURS]),
             )
 

@@ -24,6 +24,7 @@ from measuring import (
     PATCH_SIZE,
     PHRASE_TOKENS,
     SIZES,
+    TASKS,
     PeakMemory,
     encoder_gflop,
     fail,
@@ -36,12 +37,11 @@ from measuring import (
     print_row,
 )
 
-from oneref_hf import OneRefConfig, OneRefForGrounding, OneRefForSegmentation
+from oneref_hf import OneRefConfig
 from oneref_hf.modeling_oneref import answer_phrases
 
 
 MAX_TOKENS = 8 * 590  # of `answer_phrases`
-TASKS = {"grounding": OneRefForGrounding, "segmentation": OneRefForSegmentation}
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
     python benchmarks/startup.py [--model DIR] [--size base] [--rounds 7]
 
 Imports and loading are timed as whole processes, or inside fresh ones, in turn; the tables show medians. `--model` is
-the model that `oneref ground` asks; without it a tiny one with random weights. The model that is loaded is written to
-a temporary directory first, so its bytes are in the page cache; because weights are mapped into memory rather than
+the model that `oneref ground` asks, by default the one that comes with the package. What is loaded is written
+to a temporary directory first, so its bytes are in the page cache; because weights are mapped into memory rather than
 read, every number is looked at once before the clock stops, so that all of them have arrived.
 """
 
@@ -19,10 +19,11 @@ from pathlib import Path
 
 from measuring import SIZES, fail, parser_of, print_header, print_row, ratio
 
+from oneref_hf import SMALL_MODEL
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-FIXTURES = REPOSITORY / "tests" / "fixtures"
-PICTURE, PHRASE = FIXTURES / "coffee_210x140.png", "the red cup"
+
+PICTURE = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "coffee_210x140.png"
+PHRASE = "the red cup"
 
 IMPORTS = {
     "python alone": "pass",
@@ -74,6 +75,7 @@ LOAD = """
 import json, sys, time
 directory = sys.argv[2]
 path = directory + "/model.safetensors"
+import numpy as np
 import torch
 from oneref_hf import OneRefForGrounding
 from safetensors.torch import load_file
@@ -81,7 +83,7 @@ from oneref_hf.cli import quiet
 
 def read():
     with open(path, "rb", buffering=0) as file:
-        content = memoryview(bytearray(file.seek(0, 2)))
+        content = memoryview(np.empty(file.seek(0, 2), np.uint8))
         file.seek(0)
         position = 0
         while position < len(content):
@@ -164,41 +166,36 @@ def measure_loading(directory: str, rounds: int) -> None:
         print_row(name, f"{took:.2f}", f"{gigabytes / took:.2f}", ratio(seconds, times["read the bytes"]))
 
 
-def save_model(directory: Path, size: str, with_processor: bool) -> str:
-    """A OneRef model with random weights and, for the tiny one, a processor with the tokenizer of the tests."""
+def save_model(directory: Path, size: str) -> str:
+    """A OneRef model with random weights."""
     import torch
     from transformers import initialization
 
-    from oneref_hf import OneRefConfig, OneRefForGrounding, OneRefImageProcessorPil, OneRefProcessor
+    from oneref_hf import OneRefConfig, OneRefForGrounding
 
     with initialization.no_init_weights():
         model = OneRefForGrounding(OneRefConfig(**SIZES[size]))
     for parameter in model.parameters():
         torch.nn.init.uniform_(parameter, -0.02, 0.02)
     model.save_pretrained(directory)
-    if with_processor:
-        sys.path.insert(0, str(REPOSITORY / "conversion"))
-        from tokenizer import build_tokenizer
-
-        tokenizer = build_tokenizer(FIXTURES / "tiny.spm")
-        OneRefProcessor(OneRefImageProcessorPil(), tokenizer).save_pretrained(directory)
     return str(directory)
 
 
 def main():
     parser = parser_of(__doc__)
-    parser.add_argument("--model", help="the model that `oneref ground` asks (default: a tiny one)")
+    parser.add_argument(
+        "--model", default=str(SMALL_MODEL), help="what `oneref ground` asks (default: the model of the package)"
+    )
     parser.add_argument("--size", choices=SIZES, default="base", help="of the model that is loaded")
     parser.set_defaults(rounds=7)
     options = parser.parse_args()
-    if options.model is not None and not Path(options.model).is_dir():
+    if not Path(options.model).is_dir():
         fail(f"There is no model directory '{options.model}'.")
     with tempfile.TemporaryDirectory() as folder:
-        asked = options.model or save_model(Path(folder) / "asked", "tiny", with_processor=True)
-        loaded = save_model(Path(folder) / "loaded", options.size, with_processor=False)
+        loaded = save_model(Path(folder) / "loaded", options.size)
         measure_imports(options.rounds)
         print()
-        measure_ground(asked, options.rounds)
+        measure_ground(options.model, options.rounds)
         print()
         measure_loading(loaded, options.rounds)
 

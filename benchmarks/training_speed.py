@@ -154,6 +154,7 @@ def main():
     both = [Variant(ours, dtype) for dtype in options.dtype for ours in (False, True)]
     variants = list(dict.fromkeys([yardstick, *both]))
     for kind in options.step:
+        torch.compiler.reset()  # or else PyTorch gives up after a few shapes and compiles no more
         step = Step(kind, options)
         times = {variant: [] for variant in variants}
         for number in range(-1, options.rounds):

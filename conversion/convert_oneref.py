@@ -42,9 +42,11 @@ from oneref_keys import (
     resize_positions,
 )
 from output_directory import (
+    DEFAULT_ROOT,
     REPORT_FILE,
     ConversionError,
     check_output,
+    refuse_differences,
     released_card,
     safetensors_errors,
     sha256,
@@ -53,15 +55,21 @@ from output_directory import (
     write_report,
 )
 from safetensors import safe_open
-from safetensors_writer import DTYPE_NAMES, TensorToWrite, cast, main_dtype, parse_size, tensor_offsets, write_model
+from safetensors_writer import (
+    DTYPE_NAMES,
+    DTYPES,
+    TensorToWrite,
+    cast,
+    main_dtype,
+    parse_size,
+    tensor_offsets,
+    write_model,
+)
 from sources import Source, released, released_row, released_tokenizer, resolve
 from tqdm import tqdm
 
 from oneref_hf.complete_output import complete_directory
 
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-DEFAULT_ROOT = Path("converted")  # for released models, each in a folder of its name
 
 CARD = """\
 ---
@@ -257,7 +265,7 @@ def verify(
         for name, value in wanted.items()
         if name not in plan.fresh
     }
-    _refuse_differences([name for name in {**expected, **held} if expected.get(name) != held.get(name)])
+    refuse_differences([name for name in {**expected, **held} if expected.get(name) != held.get(name)])
 
     differing = []
     offsets = {file: tensor_offsets(folder / file) for file in set(files.values())}
@@ -271,12 +279,7 @@ def verify(
                     if not np.array_equal(bits, np.frombuffer(written.read(bits.nbytes), dtype=np.uint8)):
                         differing.append(f"{assignment.target} (from {name})")
                         break
-    _refuse_differences(differing)
-
-
-def _refuse_differences(names: Sequence[str]) -> None:
-    if names:
-        raise ConversionError(f"What was written differs from the source in {', '.join(names)}.")
+    refuse_differences(differing)
 
 
 def verify_processor(folder: Path, tokenizer: Path, image_size: int) -> None:

@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 from checkpoint_reader import Checkpoint, open_checkpoint
 from output_directory import (
+    DEFAULT_ROOT,
     ConversionError,
     check_output,
+    refuse_differences,
     released_card,
     safetensors_errors,
     sha256,
@@ -26,7 +28,7 @@ from output_directory import (
     write_report,
 )
 from safetensors import safe_open
-from safetensors_writer import SINGLE_FILE, cast, main_dtype
+from safetensors_writer import DTYPES, SINGLE_FILE, cast, main_dtype
 from sources import Source, released, released_row, resolve
 from vqkd_keys import (
     check_tensors,
@@ -44,7 +46,6 @@ from oneref_hf.modeling_vqkd import VqkdModel
 
 
 UNKNOWN = "unknown, dropped on request (--allow-unused)"
-DEFAULT_ROOT = Path("converted")  # for a released tokenizer, in a folder of its name
 
 CARD = """\
 ---
@@ -150,8 +151,7 @@ def verify_weights(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype | No
             for name, tensor in convert_tensors({source: checkpoint.read(source)}).items():
                 if name in held and not _same_bits(written.get_tensor(name), tensor.to(dtype or tensor.dtype)):
                     differing.append(f"{name} (from {source})")
-    if differing:
-        raise ConversionError(f"What was written differs from the source in {', '.join(differing)}.")
+    refuse_differences(differing)
 
 
 def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
@@ -201,9 +201,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="directory to write; a released tokenizer: converted/NAME"
     )
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="type of the written weights; default: as stored"
-    )
+    parser.add_argument("--dtype", choices=list(DTYPES), help="type of the written weights; default: as stored")
     parser.add_argument("--allow-unused", action="store_true", help="drop source tensors that have no place")
     parser.add_argument("--no-verify", action="store_true", help="do not compare the result with the source")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
@@ -221,7 +219,7 @@ def _run(options: argparse.Namespace) -> str:
     else:
         source = resolve(options.checkpoint)
     output = options.output or DEFAULT_ROOT / options.name
-    dtype = getattr(torch, options.dtype) if options.dtype else None
+    dtype = DTYPES.get(options.dtype)
     report = convert(source, output, dtype, options.allow_unused, not options.no_verify, options.overwrite)
     return summary(report, output)
 

@@ -4,7 +4,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,10 @@ from manifest import ModelRow
 from safetensors import SafetensorError
 from sources import Source
 
+from oneref_hf.complete_output import what_is_there
 
+
+DEFAULT_ROOT = Path("converted")  # for released files, each in a folder of its name
 REPORT_FILE = "conversion_report.json"
 CARDS = str(Path(__file__).resolve().parents[1] / "model_cards")
 
@@ -32,16 +35,17 @@ def check_output(output: Path, overwrite: bool, is_ours: Callable[[dict], bool],
     """
     if source.resolve().is_relative_to(output.resolve()):
         raise ValueError(f"'{source}' lies inside '{output}', which would be replaced; choose another --output.")
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    try:
-        ours = bool(is_ours(json.loads((output / "config.json").read_text(encoding="utf-8"))))
-    except (OSError, ValueError, AttributeError):
-        ours = False
-    if not ours:
+    there = what_is_there(output, is_ours)
+    if there == "other":
         raise ValueError(f"'{output}' holds something else than an earlier conversion; choose another --output.")
-    if not overwrite:
+    if there == "ours" and not overwrite:
         raise ValueError(f"'{output}' exists already; choose another --output or pass --overwrite.")
+
+
+def refuse_differences(names: Sequence[str]) -> None:
+    """Raises `ConversionError` if any tensor that was written is not the source's."""
+    if names:
+        raise ConversionError(f"What was written differs from the source in {', '.join(names)}.")
 
 
 @contextmanager

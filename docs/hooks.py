@@ -47,7 +47,15 @@ def on_config(config):
     config.nav = [
         {"Home": "index.md"},
         {"README": "readme.md"},
-        {"Guides": ["guides/answers.md", "guides/inside.md", "guides/data.md", "guides/training.md"]},
+        {
+            "Guides": [
+                "guides/answers.md",
+                "guides/inside.md",
+                "guides/data.md",
+                "guides/training.md",
+                "guides/speed.md",
+            ]
+        },
         {"Reference": ["api/index.md", *reference]},
         {"Changes": "changelog.md"},
     ]

@@ -113,5 +113,17 @@ def golden_model(tiny_sizes, golden_facts):
 
 
 @pytest.fixture(scope="session")
+def tiny_processor():
+    """The processor that goes with it: pictures of 64 pixels, a vocabulary of a few words."""
+    from tokenizer import build_tokenizer
+
+    from oneref_hf import OneRefProcessor
+    from oneref_hf.image_processing_pil_oneref import OneRefImageProcessorPil
+
+    size = {"height": 64, "width": 64}
+    return OneRefProcessor(OneRefImageProcessorPil(size=size), build_tokenizer(FIXTURES / "tiny.spm"))
+
+
+@pytest.fixture(scope="session")
 def golden_inputs(golden) -> dict[str, torch.Tensor]:
     return {name: golden[f"inputs.{name}"] for name in ("pixel_values", "input_ids", "attention_mask")}

@@ -28,14 +28,11 @@ from oneref_hf import (
 
 
 @pytest.fixture(scope="module")
-def saved(golden_model, tmp_path_factory, fixtures_dir):
+def saved(golden_model, tiny_processor, tmp_path_factory):
     """A complete directory of the segmentation model: weights, processor, tokenizer and code."""
-    from tokenizer import build_tokenizer
-
     directory = tmp_path_factory.mktemp("segmentation")
     golden_model(OneRefForSegmentation).save_pretrained(directory)
-    image_processor = OneRefImageProcessorPil(size={"height": 64, "width": 64})
-    OneRefProcessor(image_processor, build_tokenizer(fixtures_dir / "tiny.spm")).save_pretrained(directory)
+    tiny_processor.save_pretrained(directory)
     return directory
 
 

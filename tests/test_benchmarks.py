@@ -18,7 +18,6 @@ import scaling
 import torch
 import training_speed
 from PIL import Image
-from tokenizer import build_tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from oneref_hf import (
@@ -27,8 +26,6 @@ from oneref_hf import (
     OneRefConfig,
     OneRefForGrounding,
     OneRefForSegmentation,
-    OneRefImageProcessorPil,
-    OneRefProcessor,
 )
 
 
@@ -126,11 +123,10 @@ def test_rounds_are_interleaved_and_ratios_are_within_them():
 
 
 @pytest.fixture(scope="module")
-def model_directory(golden_model, fixtures_dir, tmp_path_factory):
+def model_directory(golden_model, tiny_processor, tmp_path_factory):
     directory = tmp_path_factory.mktemp("model")
     golden_model(OneRefForGrounding).save_pretrained(directory)
-    image_processor = OneRefImageProcessorPil(size={"height": 64, "width": 64})
-    OneRefProcessor(image_processor, build_tokenizer(fixtures_dir / "tiny.spm")).save_pretrained(directory)
+    tiny_processor.save_pretrained(directory)
     return str(directory)
 
 

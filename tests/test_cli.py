@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 from hub_server import Hub
 from PIL import Image
-from tokenizer import build_tokenizer
 
 from oneref_hf import OneRefForGrounding, OneRefForSegmentation, OneRefProcessor, cli
-from oneref_hf.image_processing_pil_oneref import OneRefImageProcessorPil
 from oneref_hf.pipeline_oneref import ReferringExpressionPipeline
 from oneref_hf.visualization import draw_answers, draw_figure, draw_heatmap
 
@@ -25,17 +23,14 @@ PHRASES = ["the cup", "the spoon left of it"]
 
 
 @pytest.fixture(scope="module")
-def models(golden_model, fixtures_dir, tmp_path_factory):
+def models(golden_model, tiny_processor, tmp_path_factory):
     """Directories of a model that segments, one that grounds, and one that can do neither."""
     folders = tmp_path_factory.mktemp("models")
-    processor = OneRefProcessor(
-        OneRefImageProcessorPil(size={"height": 64, "width": 64}), build_tokenizer(fixtures_dir / "tiny.spm")
-    )
     grounding = golden_model(OneRefForGrounding)
     saved = {"segmentation": golden_model(OneRefForSegmentation), "grounding": grounding, "bare": grounding.oneref}
     for name, model in saved.items():
         model.save_pretrained(folders / name)
-        processor.save_pretrained(folders / name)
+        tiny_processor.save_pretrained(folders / name)
     return folders
 
 

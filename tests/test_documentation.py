@@ -23,8 +23,7 @@ from PIL import Image
 from scripts import load_script
 
 import oneref_hf
-from oneref_hf import OneRefForSegmentation, OneRefProcessor, cli
-from oneref_hf.image_processing_pil_oneref import OneRefImageProcessorPil
+from oneref_hf import OneRefForSegmentation, cli
 
 
 ROOT = Path(__file__).parents[1]
@@ -123,13 +122,10 @@ def test_pictures_are_those_that_are_drawn(name, tmp_path):
     assert np.abs(kept - fresh).mean() < 4
 
 
-def test_pictures_of_a_model(golden_model, fixtures_dir, tmp_path, monkeypatch, capsys):
-    from tokenizer import build_tokenizer
-
+def test_pictures_of_a_model(golden_model, tiny_processor, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "model"
     golden_model(OneRefForSegmentation).save_pretrained(folder)
-    image_processor = OneRefImageProcessorPil(size={"height": 64, "width": 64})
-    OneRefProcessor(image_processor, build_tokenizer(fixtures_dir / "tiny.spm")).save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
     monkeypatch.setattr(cli, "default_model", lambda: str(folder))
     make_images._model.cache_clear()
     for name in ("semantic_relation", "quickstart"):

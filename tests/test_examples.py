@@ -9,24 +9,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizer import build_tokenizer
 
-from oneref_hf import OneRefForSegmentation, OneRefProcessor, cli
+from oneref_hf import OneRefForSegmentation, cli
 from oneref_hf.data import load_referring_dataset
-from oneref_hf.image_processing_pil_oneref import OneRefImageProcessorPil
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
-def model(golden_model, fixtures_dir, tmp_path_factory) -> Path:
+def model(golden_model, tiny_processor, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     golden_model(OneRefForSegmentation).save_pretrained(folder)
-    size = {"height": 64, "width": 64}
-    OneRefProcessor(OneRefImageProcessorPil(size=size), build_tokenizer(fixtures_dir / "tiny.spm")).save_pretrained(
-        folder
-    )
+    tiny_processor.save_pretrained(folder)
     return folder
 
 

@@ -154,6 +154,16 @@ def test_attentions_are_distributions_without_padding(golden_model, golden_input
     assert attentions[1][:, :, :, 17:].permute(0, 3, 1, 2)[padded].max() == 0
 
 
+def test_layers_get_a_mask_only_where_something_is_padded(golden_model, golden_inputs):
+    model, seen = golden_model(Beit3Model), []
+    model.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[2]))
+    with torch.no_grad():
+        model(**golden_inputs)
+        model(**{**golden_inputs, "attention_mask": torch.ones_like(golden_inputs["attention_mask"])})
+        model(**{name: golden_inputs[name] for name in ("pixel_values", "input_ids")})
+    assert seen[0] is not None and seen[1:] == [None, None]
+
+
 def test_every_expert_works_on_its_own_contiguous_stream(golden_model, golden_inputs):
     model = golden_model(Beit3Model)
     seen = []

@@ -8,7 +8,6 @@ import pytest
 import torch
 from datasets import Dataset as HubDataset
 from PIL import Image
-from tokenizer import build_tokenizer
 from torch.utils.data import Dataset
 from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
@@ -19,7 +18,6 @@ from oneref_hf import (
     OneRefForPreTraining,
     OneRefForSegmentation,
     OneRefModel,
-    OneRefProcessor,
     ReferringExpressionPipeline,
 )
 from oneref_hf.image_processing_pil_oneref import OneRefImageProcessorPil
@@ -30,20 +28,13 @@ COFFEE, ASTRONAUT, ROCKET = "coffee_210x140.png", "astronaut_150x201.png", "rock
 
 
 @pytest.fixture(scope="session")
-def processor(fixtures_dir):
-    return OneRefProcessor(
-        OneRefImageProcessorPil(size={"height": 64, "width": 64}), build_tokenizer(fixtures_dir / "tiny.spm")
-    )
-
-
-@pytest.fixture(scope="session")
-def model_directory(golden_model, processor, tmp_path_factory):
+def model_directory(golden_model, tiny_processor, tmp_path_factory):
     """Returns a function `model_class -> Path` that saves a tiny model and its processor."""
 
     def save(model_class):
         folder = tmp_path_factory.mktemp(model_class.__name__)
         golden_model(model_class).save_pretrained(folder)
-        processor.save_pretrained(folder)
+        tiny_processor.save_pretrained(folder)
         return folder
 
     return save
@@ -323,19 +314,19 @@ def test_the_model_that_was_saved_is_loaded(model_class, model_directory, paths)
             finder(paths[0], "the cup", mask=True)
 
 
-def test_models_that_cannot_answer_are_named(golden_model, processor, tmp_path):
+def test_models_that_cannot_answer_are_named(golden_model, tiny_processor, tmp_path):
     oneref = golden_model(OneRefForGrounding).oneref
     for model in (oneref, oneref.beit3):
         folder = tmp_path / type(model).__name__
         model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        tiny_processor.save_pretrained(folder)
         message = rf"'{folder}' holds a {folder.name}, which cannot say where a phrase is; OneRefForSegmentation, "
         with pytest.raises(UnsupportedModelError, match=message):
             AutoModelForReferringExpression.from_pretrained(folder)
         with pytest.raises(UnsupportedModelError, match=message):
             pipeline("referring-expression", model=str(folder))
         with pytest.raises(UnsupportedModelError, match=f"The pipeline got a {folder.name}"):
-            ReferringExpressionPipeline(model=model, processor=processor)
+            ReferringExpressionPipeline(model=model, processor=tiny_processor)
     assert {type(oneref), type(oneref.beit3)} == {OneRefModel, Beit3Model}
 
 

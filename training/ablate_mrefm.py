@@ -1,15 +1,15 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
 """Does MRefM help? The small model on drawn scenes, with and without it, at equal compute.
 
-    python training/make_scenes.py --output ablation/converted/scenes --size 128 --train 8000 --val 500 --test 2000 \\
-        --compositional 2000
-    python training/start_small_model.py --output ablation/converted --scenes 8000 --steps 1000
+    python training/make_scenes.py --output ablation/converted/scenes --size 128 --train 3000 --val 500 --test 1000 \\
+        --compositional 1000
+    python training/start_small_model.py --output ablation/converted
     python training/ablate_mrefm.py --converted ablation/converted --output ablation/outputs
 
-All arms start from the same weights, which know little yet, and take the same number of steps of the same size: one
-epoch of pre-training and two of fine-tuning, or three of fine-tuning. A step costs the same in both, for either passes
-picture and phrase through the encoder once; the time that each arm took is in the table. Finished runs are kept, and
-one that was interrupted continues, when the same command runs again.
+All arms start from the weights that the small model starts from, as OneRef starts from BEiT-3, and take the same
+number of steps of the same size: one epoch of pre-training and two of fine-tuning, or three of fine-tuning. A step
+costs the same in both, for either passes picture and phrase through the encoder once; the table has the time of each
+arm. Finished runs are kept, and one that was interrupted continues, when the same command runs again.
 """
 
 import argparse

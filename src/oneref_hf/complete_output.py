@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +16,21 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def what_is_there(output: Path, is_ours: Callable[[dict], bool]) -> str | None:
+    """What writing to `output` would replace: `None` for nothing, "ours" or "other".
+
+    Args:
+        output: a directory; it may be absent or empty.
+        is_ours: says from the contents of `config.json` whether the directory is an earlier result.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    try:
+        return "ours" if is_ours(json.loads((output / "config.json").read_text(encoding="utf-8"))) else "other"
+    except (OSError, ValueError, TypeError, AttributeError):
+        return "other"
 
 
 @contextmanager
@@ -40,4 +56,4 @@ def complete_directory(output: Path) -> Iterator[Path]:
     shutil.rmtree(retired, ignore_errors=True)
 
 
-__all__ = ["complete_directory", "write_text"]
+__all__ = ["complete_directory", "what_is_there", "write_text"]

@@ -147,7 +147,8 @@ class ReferringExpressionPipeline(Pipeline):
             Phrases whose score is lower get None in place of an answer. OneRef itself always points at something.
         mask (`bool`, *optional*):
             False skips the mask head, a third of the work of a base model that segments; True is an error where
-            the model cannot segment. By default whatever the model can do.
+            the model cannot segment. By default whatever the model can do. Masks have the picture's size: hundreds of
+            them about a large photograph need gigabytes.
         heatmap (`bool`, *optional*, defaults to `False`):
             Whether to add the similarity maps.
         max_tokens_per_forward (`int`, *optional*, defaults to 16384):

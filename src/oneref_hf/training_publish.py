@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from .complete_output import write_text
 from .recipes import FRESH, Recipe, RecipeError
 
 
@@ -94,9 +95,7 @@ def write_card(recipe: Recipe, scores: Mapping[str, Mapping[str, Mapping[str, fl
         scores=_SCORES.format(rows="\n".join(rows)) if rows else "",
         stages="\n".join(stages),
     )
-    partial = folder / ".README.md.partial"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(folder / "README.md")
+    write_text(folder / "README.md", text)
 
 
 def require_login(recipe: Recipe) -> None:

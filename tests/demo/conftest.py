@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tokenizer import build_tokenizer
 
-from oneref_hf import OneRefForGrounding, OneRefForSegmentation, OneRefProcessor
-from oneref_hf.image_processing_pil_oneref import OneRefImageProcessorPil
+from oneref_hf import OneRefForGrounding, OneRefForSegmentation
 from oneref_hf.pipeline_oneref import ReferringExpressionPipeline
 
 
@@ -18,24 +16,24 @@ BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-c
 
 
 @pytest.fixture(scope="session")
-def tiny_model(golden_model, fixtures_dir, tmp_path_factory) -> Path:
+def tiny_model(golden_model, tiny_processor, tmp_path_factory) -> Path:
     """The directory of a model that segments."""
     folder = tmp_path_factory.mktemp("demo") / "tiny"
     golden_model(OneRefForSegmentation).save_pretrained(folder)
-    _processor(fixtures_dir).save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def finder(golden_model, fixtures_dir) -> ReferringExpressionPipeline:
+def finder(golden_model, tiny_processor) -> ReferringExpressionPipeline:
     """Finds boxes and masks."""
-    return _finder(golden_model(OneRefForSegmentation), fixtures_dir)
+    return _finder(golden_model(OneRefForSegmentation), tiny_processor)
 
 
 @pytest.fixture(scope="session")
-def box_finder(golden_model, fixtures_dir) -> ReferringExpressionPipeline:
+def box_finder(golden_model, tiny_processor) -> ReferringExpressionPipeline:
     """Finds boxes alone."""
-    return _finder(golden_model(OneRefForGrounding), fixtures_dir)
+    return _finder(golden_model(OneRefForGrounding), tiny_processor)
 
 
 @pytest.fixture(scope="session")
@@ -75,11 +73,5 @@ def browser():
         started.close()
 
 
-def _processor(fixtures_dir: Path) -> OneRefProcessor:
-    return OneRefProcessor(
-        OneRefImageProcessorPil(size={"height": 64, "width": 64}), build_tokenizer(fixtures_dir / "tiny.spm")
-    )
-
-
-def _finder(model, fixtures_dir: Path) -> ReferringExpressionPipeline:
-    return ReferringExpressionPipeline(model=model, processor=_processor(fixtures_dir), device="cpu")
+def _finder(model, processor) -> ReferringExpressionPipeline:
+    return ReferringExpressionPipeline(model=model, processor=processor, device="cpu")

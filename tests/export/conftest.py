@@ -8,10 +8,8 @@ from typing import NamedTuple
 
 import pytest
 from PIL import Image
-from tokenizer import build_tokenizer
 
-from oneref_hf import OneRefForGrounding, OneRefForSegmentation, OneRefModel, OneRefProcessor, cli
-from oneref_hf.image_processing_pil_oneref import OneRefImageProcessorPil
+from oneref_hf import OneRefForGrounding, OneRefForSegmentation, OneRefModel, cli
 
 
 PHRASES = ["the cup", "the spoon left of the red cup", "it"]
@@ -25,14 +23,7 @@ class Exported(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def processor(fixtures_dir):
-    return OneRefProcessor(
-        OneRefImageProcessorPil(size={"height": 64, "width": 64}), build_tokenizer(fixtures_dir / "tiny.spm")
-    )
-
-
-@pytest.fixture(scope="session")
-def models(golden_model, processor, tmp_path_factory):
+def models(golden_model, tiny_processor, tmp_path_factory):
     """Directories of models: two that segment, one of them trained on masks alone, one for boxes, one for neither."""
     folder = tmp_path_factory.mktemp("models")
     saved = {
@@ -44,7 +35,7 @@ def models(golden_model, processor, tmp_path_factory):
     assert isinstance(saved["bare"], OneRefModel)
     for name, model in saved.items():
         model.save_pretrained(folder / name)
-        processor.save_pretrained(folder / name)
+        tiny_processor.save_pretrained(folder / name)
     return folder
 
 
@@ -85,10 +76,10 @@ def copied(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def inputs(processor, fixtures_dir):
+def inputs(tiny_processor, fixtures_dir):
     """Three pictures with phrases of different lengths, so with padding in both, and the first of them alone."""
     names = ("coffee_210x140.png", "astronaut_150x201.png", "rocket_63x40.png")
     pictures = [Image.open(fixtures_dir / name) for name in names]
-    three, one = processor(pictures, PHRASES), processor(pictures[0], PHRASES[0])
+    three, one = tiny_processor(pictures, PHRASES), tiny_processor(pictures[0], PHRASES[0])
     assert not three["attention_mask"].all() and not three["pixel_mask"].all() and one["attention_mask"].all()
     return {"three": dict(three), "one": dict(one)}

@@ -202,7 +202,7 @@ def test_a_pixel_on_the_verge_of_a_mask_does_not_count():
     assert largest_difference(wrong, outside) == Difference(pytest.approx(0.25, abs=1e-5), "pred_boxes", 6)
 
 
-def test_agreement_of_boxes(processor):
+def test_agreement_of_boxes(tiny_processor):
     phrases = []
 
     def program(input_ids, **inputs):
@@ -214,11 +214,14 @@ def test_agreement_of_boxes(processor):
         boxes[:, 0] += 0.04  # a tenth of the width
         return OneRefGroundingOutput(pred_boxes=boxes)
 
-    assert box_agreement(exported, program, processor, num_phrases=6) == pytest.approx(0.9 / 1.1, abs=1e-6)
+    assert box_agreement(exported, program, tiny_processor, num_phrases=6) == pytest.approx(0.9 / 1.1, abs=1e-6)
     assert len(phrases) == 6 and len(set(phrases)) > 1
     beyond = torch.tensor([[1.0, 0.5, 0.4, 0.4]])  # half of it outside the canvas
     same = box_agreement(
-        lambda **inputs: OneRefGroundingOutput(pred_boxes=beyond), lambda **inputs: (beyond,), processor, num_phrases=1
+        lambda **inputs: OneRefGroundingOutput(pred_boxes=beyond),
+        lambda **inputs: (beyond,),
+        tiny_processor,
+        num_phrases=1,
     )
     assert same == 1
 

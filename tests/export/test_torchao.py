@@ -1,17 +1,21 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
 """Models with weights quantised by torchao: saved, loaded, smaller, and close to the float model."""
 
+import json
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torchao.quantization import Int8Tensor
+from transformers import pipeline
 
-from oneref_hf import OneRefForPreTraining, OneRefForSegmentation
+from oneref_hf import OneRefForPreTraining, OneRefForSegmentation, cli
 from oneref_hf.export import ExportError, quantization_config
 from oneref_hf.export.exporting import export_model
 from oneref_hf.loss_oneref import cxcywh_to_xyxy
 from oneref_hf.metrics import box_iou
+from oneref_hf.prediction import model_fingerprint
 
 
 OUTPUTS = ("pred_boxes", "scores", "similarity_map", "pred_masks")
@@ -66,6 +70,28 @@ def test_weights_shrink(quantised, models):
     assert 0.85 * 3 * weights < saved <= 3 * weights
 
 
+def test_a_quantised_directory_is_a_model_like_any_other(quantised, tiny_processor, fixtures_dir, tmp_path, capsys):
+    _, _, folder = quantised
+    tiny_processor.save_pretrained(folder)
+    picture = fixtures_dir / "coffee_210x140.png"
+    answer = pipeline("referring-expression", model=str(folder))(str(picture), "the cup")
+    row = {"image": str(picture), "phrase": "the cup", "box": [10, 10, 90, 90], "split": "val"}
+    (tmp_path / "val.jsonl").write_text(json.dumps(row) + "\n")
+    command = ["predict", "--model", str(folder), "--dataset", str(tmp_path / "val.jsonl"), "--split", "val"]
+    assert cli.main([*command, "--output", str(tmp_path / "answers")]) == 0, capsys.readouterr().err
+    [predicted] = pq.read_table(tmp_path / "answers" / "predictions-00000.parquet").to_pylist()
+    assert predicted["box"] == pytest.approx(list(answer["box"].values()), abs=0.02)
+
+
+def test_the_fingerprint_sees_quantised_weights(quantised, tiny_processor):
+    _, _, folder = quantised
+    first, second = (OneRefForSegmentation.from_pretrained(folder) for _ in range(2))
+    assert model_fingerprint(first, tiny_processor) == model_fingerprint(second, tiny_processor)
+    weight = second.oneref.beit3.layers[0].vision.fc1.weight
+    getattr(weight, weight.__tensor_flatten__()[0][0]).view(-1)[0] += 1
+    assert model_fingerprint(first, tiny_processor) != model_fingerprint(second, tiny_processor)
+
+
 def test_only_the_layers_are_quantised(quantised):
     _, model, _ = quantised
     kinds = {
@@ -76,7 +102,7 @@ def test_only_the_layers_are_quantised(quantised):
     assert len([name for name in kinds if "beit3.layers." in name]) == 16 and len(kinds) == 16 + 2 + 4
 
 
-def test_heads_of_pre_training_stay_in_float(golden_model, processor, tmp_path):
+def test_heads_of_pre_training_stay_in_float(golden_model, tiny_processor, tmp_path):
     golden_model(OneRefForPreTraining).save_pretrained(tmp_path)
     model = OneRefForPreTraining.from_pretrained(tmp_path, quantization_config=quantization_config("int8"))
     quantised = {
@@ -85,11 +111,11 @@ def test_heads_of_pre_training_stay_in_float(golden_model, processor, tmp_path):
     assert len(quantised) == 16 and all("beit3.layers." in name for name in quantised)
 
 
-def test_what_is_refused(models, quantised, processor, tmp_path, monkeypatch):
+def test_what_is_refused(models, quantised, tiny_processor, tmp_path, monkeypatch):
     with pytest.raises(ExportError, match=r"quantised as int8, int8-weights, int4-weights, not as 'int2'"):
         quantization_config("int2")
     _, _, folder = quantised
-    processor.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
     with pytest.raises(ExportError, match="has quantised weights; export the float model"):
         export_model(folder, tmp_path / "exported", "onnx")
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)

@@ -3,7 +3,6 @@
 
 import copy
 import hashlib
-import json
 import logging
 import os
 import warnings
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..complete_output import complete_directory
+from ..complete_output import complete_directory, what_is_there
 from ..pipeline_oneref import AutoModelForReferringExpression
 from ..processing_oneref import OneRefProcessor
 from . import onnx
@@ -137,15 +136,10 @@ def _check_arguments(format: str, dtype: str, opset: int | None, quantize: str |
 
 
 def _check_output(output: Path, overwrite: bool):
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    try:
-        earlier = "export" in json.loads((output / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        earlier = False
-    if not earlier:
+    there = what_is_there(output, lambda config: "export" in config)
+    if there == "other":
         raise ExportError(f"'{output}' holds something else than an earlier export; choose another output.")
-    if not overwrite:
+    if there == "ours" and not overwrite:
         raise ExportError(f"'{output}' exists already; choose another output or overwrite it.")
 
 
