@@ -76,14 +76,14 @@ def assert_equal(answer, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("name", [COFFEE, ASTRONAUT, ROCKET])
-def test_an_answer_is_what_processor_and_model_say(finder, processor, golden_model, fixtures_dir, name):
+def test_an_answer_is_what_processor_and_model_say(finder, tiny_processor, golden_model, fixtures_dir, name):
     image = Image.open(fixtures_dir / name)
     size = (image.height, image.width)
     with torch.no_grad():
-        outputs = golden_model(OneRefForSegmentation)(**processor(image, "the red Cup", return_tensors="pt"))
-    (expected,) = processor.post_process_grounded_object_detection(outputs, target_sizes=[size])
-    (mask,) = processor.post_process_masks(outputs, target_sizes=[size])
-    (similarity,) = processor.post_process_similarity(outputs, target_sizes=[size])
+        outputs = golden_model(OneRefForSegmentation)(**tiny_processor(image, "the red Cup", return_tensors="pt"))
+    (expected,) = tiny_processor.post_process_grounded_object_detection(outputs, target_sizes=[size])
+    (mask,) = tiny_processor.post_process_masks(outputs, target_sizes=[size])
+    (similarity,) = tiny_processor.post_process_similarity(outputs, target_sizes=[size])
 
     answer = finder(image, "the red Cup", heatmap=True)
     assert list(answer) == ["score", "label", "box", "mask", "heatmap"]
@@ -256,10 +256,10 @@ def test_the_mask_head_can_be_skipped(finder, paths):
 
 
 def test_a_model_trained_on_masks_alone_answers_from_them_even_when_they_are_not_wanted(
-    golden_model, processor, paths
+    golden_model, tiny_processor, paths
 ):
     model = golden_model(OneRefForSegmentation, trained_on_masks_only=True)
-    finder = ReferringExpressionPipeline(model=model, processor=processor, device="cpu")
+    finder = ReferringExpressionPipeline(model=model, processor=tiny_processor, device="cpu")
     with_mask, without = (finder(paths[0], "the cup", mask=wanted) for wanted in (True, False))
     assert "mask" not in without
     assert without["box"] == with_mask["box"] and without["score"] == with_mask["score"]
@@ -268,7 +268,9 @@ def test_a_model_trained_on_masks_alone_answers_from_them_even_when_they_are_not
     cell = 210 / 32  # of the mask before it is resized, which may move its edge
     assert x0 - cell <= columns.min() and columns.max() <= x1 + cell
     assert y0 - cell <= rows.min() and rows.max() <= y1 + cell
-    plain = ReferringExpressionPipeline(model=golden_model(OneRefForSegmentation), processor=processor, device="cpu")
+    plain = ReferringExpressionPipeline(
+        model=golden_model(OneRefForSegmentation), processor=tiny_processor, device="cpu"
+    )
     assert with_mask["box"] != plain(paths[0], "the cup")["box"]
 
 
@@ -343,15 +345,15 @@ def test_a_directory_without_model_is_named(tmp_path):
         AutoModelForReferringExpression.from_pretrained(tmp_path)
 
 
-def test_a_model_in_training_mode_is_switched_to_evaluation(golden_model, processor, finder, paths):
+def test_a_model_in_training_mode_is_switched_to_evaluation(golden_model, tiny_processor, finder, paths):
     model = golden_model(OneRefForSegmentation).train()
-    trained = pipeline("referring-expression", model=model, processor=processor, device="cpu")
+    trained = pipeline("referring-expression", model=model, processor=tiny_processor, device="cpu")
     assert_equal(trained(paths[0], "the cup"), finder(paths[0], "the cup"))
 
 
-def test_a_wrapped_model(golden_model, processor, finder, paths):
+def test_a_wrapped_model(golden_model, tiny_processor, finder, paths):
     wrapped = torch.compile(golden_model(OneRefForSegmentation), backend="eager")
-    finder_of_wrapped = ReferringExpressionPipeline(model=wrapped, processor=processor, device="cpu")
+    finder_of_wrapped = ReferringExpressionPipeline(model=wrapped, processor=tiny_processor, device="cpu")
     assert_equal(finder_of_wrapped(paths[0], "the cup", mask=True), finder(paths[0], "the cup"))
     assert "mask" not in finder_of_wrapped(paths[0], "the cup", mask=False)
 
