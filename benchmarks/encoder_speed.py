@@ -23,11 +23,10 @@ from measuring import (
     PHRASE_TOKENS,
     SIZES,
     TASKS,
-    encoder_gflop,
+    forward_gflop,
     interleaved,
     machine,
     make_inputs,
-    mask_gflop,
     parser_of,
     print_header,
     print_row,
@@ -111,9 +110,7 @@ def main():
             for name, variant in variants.items():
                 functions[name], dtypes[name] = lambda model=variant, inputs=ours: model(**inputs), dtype
         times = interleaved(functions, options.rounds)
-        gflop = encoder_gflop(size, batch_size, PHRASE_TOKENS)
-        if options.task == "segmentation":
-            gflop += mask_gflop(size, batch_size)
+        gflop = forward_gflop(options.task, size, batch_size)
         for name, dtype in dtypes.items():
             our, their = statistics.median(times[name]), statistics.median(times["original"])
             print_row(

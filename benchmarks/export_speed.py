@@ -30,12 +30,11 @@ from measuring import (
     PHRASE_TOKENS,
     SIZES,
     TASKS,
-    encoder_gflop,
     fail,
+    forward_gflop,
     interleaved,
     machine,
     make_inputs,
-    mask_gflop,
     parser_of,
     print_header,
     print_row,
@@ -205,9 +204,7 @@ def measure_speed(options, folder: Path):
             overlaps = {way: box_iou(function(ours), exact).mean().item() for way, function in functions.items()}
         calls = {way: lambda function=function, ours=ours: function(ours) for way, function in functions.items()}
         times = interleaved({"original": lambda theirs=theirs: original(**theirs), **calls}, options.rounds)
-        gflop = encoder_gflop(size, batch_size, PHRASE_TOKENS)
-        if options.task == "segmentation":
-            gflop += mask_gflop(size, batch_size)
+        gflop = forward_gflop(options.task, size, batch_size)
         for way, overlap in overlaps.items():
             took = statistics.median(times[way])
             print_row(

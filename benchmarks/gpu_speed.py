@@ -20,11 +20,10 @@ from measuring import (
     SIZES,
     TASKS,
     PeakMemory,
-    encoder_gflop,
+    forward_gflop,
     interleaved,
     machine,
     make_inputs,
-    mask_gflop,
     parser_of,
     print_header,
     print_row,
@@ -83,9 +82,7 @@ def main():
                 with memory:
                     times = interleaved({name: work}, options.rounds, options.device, warm_up=False)[name]
                 took = statistics.median(times)
-                gflop = encoder_gflop(SIZES[size], rows, PHRASE_TOKENS)
-                if options.task == "segmentation":
-                    gflop += mask_gflop(SIZES[size], rows)
+                gflop = forward_gflop(options.task, SIZES[size], rows)
                 print_row(
                     size,
                     name,

@@ -62,6 +62,14 @@ def mask_gflop(size: dict[str, int], batch_size: int, image_size: int = IMAGE_SI
     return 2 * batch_size * patches * (1 + 4 + 16) * 4 * size["hidden_size"] ** 2 / 1e9
 
 
+def forward_gflop(
+    task: str, size: dict[str, int], batch_size: int, text_length: int = PHRASE_TOKENS, image_size: int = IMAGE_SIZE
+) -> float:
+    """Those of a model of `TASKS`: encoder and, where it segments, mask head."""
+    gflop = encoder_gflop(size, batch_size, text_length, image_size)
+    return gflop + (mask_gflop(size, batch_size, image_size) if task == "segmentation" else 0)
+
+
 def synchronise(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()

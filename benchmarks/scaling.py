@@ -26,12 +26,11 @@ from measuring import (
     SIZES,
     TASKS,
     PeakMemory,
-    encoder_gflop,
     fail,
+    forward_gflop,
     interleaved,
     machine,
     make_inputs,
-    mask_gflop,
     parser_of,
     print_header,
     print_row,
@@ -63,10 +62,9 @@ class Case:
             return lambda: answer_phrases(model, **inputs, max_tokens_per_forward=MAX_TOKENS)
         return lambda: model(**inputs, interpolate_pos_encoding=self.image_size != IMAGE_SIZE)
 
-    def gflop(self, size: dict[str, int], masks: bool) -> float:
+    def gflop(self, size: dict[str, int], task: str) -> float:
         rows = max(self.batch, self.phrases)
-        products = encoder_gflop(size, rows, self.phrase_tokens, self.image_size)
-        return products + (mask_gflop(size, rows, self.image_size) if masks else 0)
+        return forward_gflop(task, size, rows, self.phrase_tokens, self.image_size)
 
     @property
     def positions(self) -> int:
@@ -145,10 +143,10 @@ def main():
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     dtype = getattr(torch, options.dtype)
-    size, masks = SIZES[options.size], options.task == "segmentation"
+    size = SIZES[options.size]
     model = TASKS[options.task](OneRefConfig(**size)).eval().to(options.device, dtype)
     found = measure(model, SWEEPS, options.rounds, options.device)
-    gflops = Case().gflop(size, masks) / found[Case()][0]
+    gflops = Case().gflop(size, options.task) / found[Case()][0]
 
     title = f"{options.size}, {options.task}, {options.dtype}, {machine(options.device)}"
     print(f"{title}; {gflops:.0f} GFLOP/s at the starting point")
@@ -157,7 +155,7 @@ def main():
     for sweep, cases in SWEEPS.items():
         for case in cases:
             value, (seconds, megabytes) = getattr(case, FIELDS[sweep]), found[case]
-            law = case.gflop(size, masks) / gflops, case.megabytes(size, dtype.itemsize)
+            law = case.gflop(size, options.task) / gflops, case.megabytes(size, dtype.itemsize)
             rows[sweep].append((value, seconds, law[0], megabytes, law[1]))
             print_row(sweep, value, f"{seconds:.2f}", f"{law[0]:.2f}", f"{megabytes:.0f}", f"{law[1]:.0f}")
     if options.output is not None:

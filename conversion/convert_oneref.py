@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from checkpoint_reader import Checkpoint, open_checkpoint
+from command_line import source_options, writing_options
 from manifest import ModelRow, load_manifest
 from oneref_keys import (
     TASKS,
@@ -443,14 +444,7 @@ def _one_line(error: BaseException) -> str:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "checkpoint",
-        nargs="?",
-        metavar="CHECKPOINT",
-        help="FILE.pth, ARCHIVE.zip::MEMBER, hf://OWNER/NAME/FILE[::MEMBER]",
-    )
-    what.add_argument("--name", help="a released model, by its name in checkpoints.yaml")
+    what = source_options(parser, "model")
     what.add_argument("--all", action="store_true", help="every released model")
     parser.add_argument("--only", metavar="GLOB", help="with --all: only names like this")
     parser.add_argument(
@@ -466,15 +460,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="directory to write (with --all: its parent); released models: converted/NAME",
     )
     parser.add_argument("--task", choices=["auto", *TASKS], default="auto", help="default: what the heads are for")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="type of the written weights; default: as stored")
     parser.add_argument("--image-size", type=int, metavar="N", help="interpolate the positions to N x N pixels")
     parser.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="default: 5GB")
-    parser.add_argument("--allow-unused", action="store_true", help="drop source parameters that no table knows")
     parser.add_argument(
         "--checksum", action="store_true", help="report the SHA-256 of a local file, which means reading all of it"
     )
-    parser.add_argument("--no-verify", action="store_true", help="do not compare the result with the source")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
+    writing_options(parser)
     options = parser.parse_args(arguments)
     if options.only and not options.all:
         parser.error("--only goes with --all")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from checkpoint_reader import Checkpoint, open_checkpoint
+from command_line import source_options, writing_options
 from output_directory import (
     DEFAULT_ROOT,
     ConversionError,
@@ -190,21 +191,11 @@ def summary(report: dict, output: Path) -> str:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "checkpoint",
-        nargs="?",
-        metavar="CHECKPOINT",
-        help="original file, FILE.zip::MEMBER or hf://OWNER/NAME/FILE[::MEMBER]",
-    )
-    what.add_argument("--name", help="a released tokenizer, by its name in checkpoints.yaml")
+    source_options(parser, "tokenizer")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="directory to write; a released tokenizer: converted/NAME"
     )
-    parser.add_argument("--dtype", choices=list(DTYPES), help="type of the written weights; default: as stored")
-    parser.add_argument("--allow-unused", action="store_true", help="drop source tensors that have no place")
-    parser.add_argument("--no-verify", action="store_true", help="do not compare the result with the source")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
+    writing_options(parser)
     options = parser.parse_args(arguments)
     if options.checkpoint and options.output is None:
         parser.error("--output is missing")
