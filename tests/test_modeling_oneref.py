@@ -468,6 +468,17 @@ def test_the_score_prefers_the_mask_unless_it_is_empty():
     assert region_contrast_score(similarity, box, mask_logits).item() == pytest.approx(1.0)
 
 
+@pytest.mark.slow  # and needs a C++ compiler
+def test_the_score_compiles_for_any_shape():
+    """In earnest, by Inductor: it has no adaptive pooling for shapes that are not known."""
+    compiled = torch.compile(region_contrast_score, dynamic=True)
+    for phrases, side in ((2, 4), (3, 8)):
+        similarity, mask_logits = torch.rand(phrases, side, side) * 2 - 1, torch.randn(phrases, 4 * side, 4 * side)
+        pixel_mask = (torch.rand(phrases, 16 * side, 16 * side) > 0.3).long()
+        answer = (similarity, torch.rand(phrases, 4), mask_logits, pixel_mask)
+        torch.testing.assert_close(compiled(*answer), region_contrast_score(*answer))
+
+
 def test_an_answer_that_fills_the_picture_is_judged_by_its_inside():
     score = region_contrast_score(torch.full((1, 4, 4), 0.6), torch.tensor([[0.5, 0.5, 1.0, 1.0]]))
     assert score.item() == pytest.approx((1 + 0.3) / 2)

@@ -302,6 +302,12 @@ def box_coverage(boxes_cxcywh: torch.Tensor, grid_size: tuple[int, int]) -> torc
     return covered_rows[:, :, None] * covered_columns[:, None, :]
 
 
+def _patch_means(values: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Means `(B, h, w)` of `(B, k * h, k * w)` over patches; adaptive pooling does not compile for dynamic shapes."""
+    height, width = grid_size
+    return values.unflatten(-1, (width, -1)).unflatten(-3, (height, -1)).mean((-3, -1))
+
+
 @torch.no_grad()
 def tight_boxes(
     mask_logits: torch.Tensor, fallback_boxes_cxcywh: torch.Tensor, pixel_mask: torch.Tensor | None = None
@@ -358,11 +364,11 @@ def region_contrast_score(
     grid_size = similarity_map.shape[-2:]
     inside = box_coverage(boxes_cxcywh.float(), grid_size)
     if mask_logits is not None:
-        masked = nn.functional.adaptive_avg_pool2d((mask_logits > 0).float(), grid_size)
+        masked = _patch_means((mask_logits > 0).float(), grid_size)
         inside = torch.where(masked.sum((-2, -1), keepdim=True) > 0, masked, inside)
     picture = torch.ones_like(inside)
     if pixel_mask is not None:
-        picture = nn.functional.adaptive_avg_pool2d(pixel_mask.to(inside.dtype), grid_size)
+        picture = _patch_means(pixel_mask.to(inside.dtype), grid_size)
 
     def weighted_mean(weights: torch.Tensor, smallest_weight: float) -> torch.Tensor:
         return (similarity_map * weights).sum((-2, -1)) / weights.sum((-2, -1)).clamp(min=smallest_weight)

@@ -45,6 +45,7 @@ _NAMES["size"] = [None, "small", "medium", "large"]
 _NAME_WEIGHTS = {"colour": 1.0, "shape": 2.0, "material": 1.0, "size": 1.0}
 _COVERED = 0.3  # share of a patch from which on it belongs to an object
 _SIMILARITY_WEIGHT, _BOX_L1_WEIGHT = 0.5, 2.0
+_HEAD_WEIGHT = 2.0  # of the box that the model answers with: it is what matters in the end
 # A cosine as a logit, before training adjusts both: nearly every patch is not what a phrase means.
 _SCALE, _OFFSET = 10.0, -5.0
 _CELL = 2  # pixels: a cell of the mask head's grid, in which outlines are told
@@ -252,8 +253,8 @@ class _Lesson(nn.Module):
         losses = {
             "similarity": _SIMILARITY_WEIGHT
             * cross_entropy(self.scale * similarity + self.offset, wanted, reduction="none").sum(-1).mean(),
-            "box_l1": _BOX_L1_WEIGHT * box_l1_loss(outputs.pred_boxes, box),
-            "box_giou": box_giou_loss(outputs.pred_boxes, box),
+            "box_l1": _HEAD_WEIGHT * _BOX_L1_WEIGHT * box_l1_loss(outputs.pred_boxes, box),
+            "box_giou": _HEAD_WEIGHT * box_giou_loss(outputs.pred_boxes, box),
         }
         answers = {
             "accuracy": (box_iou(outputs.pred_boxes, box) > 0.5).float(),
