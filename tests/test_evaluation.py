@@ -566,6 +566,13 @@ def test_of_several_processes_one_complains(monkeypatch, rank, error, raised, me
         raise error("no disk")
 
 
+def test_without_the_packages_for_data_sets(model_folders, data_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    command = ["predict", "--model", str(model_folders["rec"]), "--dataset", str(data_folder / "val.jsonl")]
+    assert cli.main([*command, "--output", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == "oneref: The package accelerate is missing: pip install 'oneref-hf[train]'.\n"
+
+
 def test_trouble_while_writing_is_of_one_process(finished, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")

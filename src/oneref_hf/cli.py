@@ -240,11 +240,7 @@ def add_model_options(parser: argparse.ArgumentParser):
         default="auto",
         help="number format of the weights (default: as saved)",
     )
-    parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="let a model that was exported as torch_export or aotinductor run the code it holds",
-    )
+    parser.add_argument("--trust-remote-code", action="store_true", help=predict.TRUST_HELP)
 
 
 def default_model() -> str:

@@ -93,8 +93,12 @@ class Run:
                 raise PredictionError(f"{name} is at least 1, not {value}.")
 
 
-def load_model(name: str, dtype: str = "auto"):
+def load_model(name: str, dtype: str = "auto", trust_remote_code: bool = False):
     """Model and processor of a directory or Hub id.
+
+    Args:
+        trust_remote_code: needed for an exported program whose reading runs code, see
+            [`~export.loading.OneRefExportedModel.from_pretrained`].
 
     Raises:
         PredictionError: if there is no model that answers phrases, or no processor.
@@ -105,7 +109,7 @@ def load_model(name: str, dtype: str = "auto"):
     if (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1) and not Path(name).is_dir():
         raise PredictionError(f"There is no model directory '{name}'.")
     try:
-        model = AutoModelForReferringExpression.from_pretrained(name, dtype=dtype)
+        model = AutoModelForReferringExpression.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
         return model, OneRefProcessor.from_pretrained(name)
     except Exception as error:  # missing files, another architecture, network, ...
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -186,7 +190,9 @@ def predict(
     }
     finished = _agreed(accelerator, lambda: _claim(folder, settings, run.overwrite))
     with _memory_lasts(f"for the model on {accelerator.device}; try --dtype bfloat16 or a smaller model."):
-        model = model.to(accelerator.device).eval()
+        if not hasattr(model.config, "export"):  # an exported model stays where it is
+            model = model.to(accelerator.device)
+        model = model.eval()
     work = _Work(model, processor, records, folder, accelerator, run, scoring, finished)
     try:
         num_rows = _answered(work, run)
@@ -222,7 +228,7 @@ def _answered(work: _Work, run: Run) -> int:
         with _memory_lasts("for a single phrase; try --dtype bfloat16 or a smaller model."):
             return work.answer(1)
 
-    first = _FIRST_BATCH_SIZE.get(work.accelerator.device.type, _FIRST_BATCH_SIZE_ELSEWHERE)
+    first = _FIRST_BATCH_SIZE.get(work.model.device.type, _FIRST_BATCH_SIZE_ELSEWHERE)
     return find_executable_batch_size(answer, min(first, run.shard_rows))()
 
 
@@ -453,7 +459,7 @@ class _Work:
         """Score, box, mask and what the scoring asks for, per kept record."""
         if not prepared.kept:
             return []
-        device = self.accelerator.device
+        device = self.model.device
         phrases = [prepared.batch.records[position]["phrase"] for position in prepared.kept]
         pixels = {name: torch.cat([canvas[name] for canvas in prepared.pixels]) for name in prepared.pixels[0]}
         inputs = {**pixels, **self.processor(text=phrases, return_tensors="pt")}

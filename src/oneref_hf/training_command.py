@@ -31,9 +31,13 @@ def main(name: str, description: str, tasks: Sequence[str], arguments: list[str]
 
     from .data.sources import DatasetError
     from .data.training import UnusableSample
-    from .trainer import TrainingStopped
-    from .training_run import STOPPED_BY_SIGTERM, RunStopped, run_recipe
 
+    try:
+        from .trainer import TrainingStopped
+        from .training_run import STOPPED_BY_SIGTERM, RunStopped, run_recipe
+    except ModuleNotFoundError as error:
+        missing = ImportError(f"The package {error.name} is missing: pip install 'oneref-hf[train]'.")
+        return _complain(name, missing, of_one_process=True)
     try:
         finished = run_recipe(recipe)
     except RunStopped as stop:

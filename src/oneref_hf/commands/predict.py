@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager
 
 
+TRUST_HELP = "let a model that was exported as torch_export or aotinductor run the code it holds"
 # Seconds until another process fails as well, for the launcher ends the main one as soon as that happens.
 _FIRST_SAY = 5
 
@@ -92,6 +93,7 @@ def add_run_options(parser: argparse.ArgumentParser):
         default="auto",
         help="number format of the weights (default: as saved)",
     )
+    parser.add_argument("--trust-remote-code", action="store_true", help=TRUST_HELP)
     parser.add_argument("--overwrite", action="store_true", help="replace predictions of another run in the output")
 
 
@@ -129,8 +131,9 @@ class Session:
         from ..cli import quiet
         from ..prediction import load_model, main_first
 
+        arguments = (self.options.model, self.options.dtype, self.options.trust_remote_code)
         with quiet(verbose=False):
-            return main_first(self.accelerator, lambda: load_model(self.options.model, self.options.dtype))
+            return main_first(self.accelerator, lambda: load_model(*arguments))
 
     def end(self):
         """Closes the connections to the other processes, which would otherwise break when the first of them ends."""
@@ -149,7 +152,9 @@ def complaints_as(kind: type[Exception]):
 
     try:
         yield
-    except (DatasetError, PredictionError, OSError) as error:
+    except (DatasetError, PredictionError, ImportError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError):
+            error = PredictionError(f"The package {error.name} is missing: pip install 'oneref-hf[train]'.")
         rank = os.environ.get("RANK", "0")
         if rank == "0":
             raise kind(str(error)) from error
