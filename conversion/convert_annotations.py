@@ -22,8 +22,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset as ArrowDataset
+    from datasets import concatenate_datasets, disable_progress_bars
+except ModuleNotFoundError as error:
+    sys.exit(f"convert_annotations: The package {error.name} is missing: pip install 'oneref-hf[train]'.")
 from annotation_directory import AnnotationDirectory, provenance_of, shards_of, split_of
 from annotations import (
     MIXTURES,
@@ -35,8 +41,6 @@ from annotations import (
     sha256_of,
     split_in_name,
 )
-from datasets import Dataset as ArrowDataset
-from datasets import concatenate_datasets, disable_progress_bars
 from manifest import Dataset, Manifest, ManifestError, load_manifest
 from PIL import Image
 from refer_format import read_refer, sentence_to_row

@@ -18,14 +18,16 @@ from PIL import Image
 from oneref_hf import cli
 from oneref_hf.data.scenes import scene_sample
 from oneref_hf.data.scenes.contact_sheet import contact_sheet
+from oneref_hf.data.scenes.showcase import showcase
 from oneref_hf.illustrations import masking_figure, semantic_relation_figure, visual_relation_figure
-from oneref_hf.visualization import draw_figure
+from oneref_hf.visualization import draw_answers, draw_figure
 
 
 IMAGES = Path(__file__).parent / "images"
 _WIDEST = 1600  # pixels
 # Scenes of the split "test" that show well what is to be seen; their pictures were never trained on.
-_MASKED, _RELATED, _READ, _ASKED, _SHEET = 18, 71, 22, 13, range(13, 25)
+_MASKED, _RELATED, _READ, _SHEET = 18, 71, 22, range(13, 25)
+_FIGURE = 13
 # With it, block-wise masking hides as much of the target as it does on average, two fifths.
 _MASKING_SEED = 24
 
@@ -71,13 +73,15 @@ def semantic_relation() -> Image.Image:
 
 
 def quickstart() -> Image.Image:
-    """An answer: picture, mask, box and similarity."""
-    from oneref_hf.pipeline_oneref import ReferringExpressionPipeline
+    """What `oneref ground --example` writes."""
+    picture, phrases = showcase(cli.EXAMPLE)
+    return draw_answers(picture, _finder()(picture, phrases, mask=False))
 
-    model, processor = _model()
-    finder = ReferringExpressionPipeline(model=model, processor=processor)
-    scene = scene_sample("test", _ASKED).record(480)
-    return draw_figure(scene["image"], finder(scene["image"], [scene["phrase"]], heatmap=True))
+
+def figure() -> Image.Image:
+    """What `oneref ground --example 13 --figure` writes: picture, mask, box and similarity map of every phrase."""
+    picture, phrases = showcase(_FIGURE)
+    return draw_figure(picture, _finder()(picture, phrases, heatmap=True))
 
 
 PICTURES: dict[str, Callable[[], Image.Image]] = {
@@ -86,6 +90,7 @@ PICTURES: dict[str, Callable[[], Image.Image]] = {
     "visual_relation": visual_relation,
     "semantic_relation": semantic_relation,
     "quickstart": quickstart,
+    "figure": figure,
 }
 
 
@@ -97,6 +102,13 @@ def _model():
 
     directory = cli.default_model()
     return AutoModelForReferringExpression.from_pretrained(directory), OneRefProcessor.from_pretrained(directory)
+
+
+def _finder():
+    from oneref_hf.pipeline_oneref import ReferringExpressionPipeline
+
+    model, processor = _model()
+    return ReferringExpressionPipeline(model=model, processor=processor, device="cpu")
 
 
 def _write(picture: Image.Image, path: Path) -> Path:

@@ -344,6 +344,14 @@ def test_a_failure_while_writing_leaves_what_was_there(ground, tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
 
 
+def test_names_too_long_to_write(ground, tmp_path):
+    """The first is too long only with what the name is given until the picture is complete."""
+    for length in (250, 300):
+        output = tmp_path / f"{'a' * (length - 4)}.png"
+        assert "File name too long" in refused(ground("--output", output))
+    assert not list(tmp_path.iterdir())
+
+
 def test_interrupted(ground, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt

@@ -128,7 +128,7 @@ def test_pictures_of_a_model(golden_model, tiny_processor, tmp_path, monkeypatch
     tiny_processor.save_pretrained(folder)
     monkeypatch.setattr(cli, "default_model", lambda: str(folder))
     make_images._model.cache_clear()
-    for name in ("semantic_relation", "quickstart"):
+    for name in ("semantic_relation", "quickstart", "figure"):
         assert drawn(name, tmp_path).std() > 10
     make_images._model.cache_clear()
 
@@ -138,6 +138,17 @@ def test_pictures_of_a_model(golden_model, tiny_processor, tmp_path, monkeypatch
     monkeypatch.setattr(cli, "default_model", none)
     assert make_images.main(["quickstart", "--output", str(tmp_path)]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "make_images: There is no model."
+
+
+@pytest.mark.parametrize(("name", "options"), [("quickstart", ["18"]), ("figure", ["13", "--figure"])])
+def test_the_readme_shows_what_its_command_writes(name, options, tmp_path):
+    """With the model of the package; in 256 colours, and at the size that the README needs."""
+    written = tmp_path / "answer.png"
+    assert cli.main(["ground", "--example", *options, "--output", str(written), "--device", "cpu"]) == 0
+    with Image.open(DOCS / "images" / f"{name}.png") as kept, Image.open(written) as answer:
+        assert kept.width / kept.height == pytest.approx(answer.width / answer.height, rel=0.01)
+        answer, kept = (np.asarray(image.convert("RGB").resize(kept.size), float) for image in (answer, kept))
+    assert np.abs(kept - answer).mean() < 4
 
 
 def test_pictures_that_are_shown_exist():

@@ -399,6 +399,14 @@ def test_a_finished_run_needs_no_forward(finished, monkeypatch):
     assert finished().scores == first.scores
 
 
+def test_a_copy_of_a_shard_is_no_shard(finished):
+    """As programs that keep folders in step make them."""
+    first = finished()
+    (folder,) = {path.parent for path in finished.folder.parent.rglob("predictions-*.parquet")}
+    shutil.copy(folder / "predictions-00000.parquet", folder / "predictions-00000 (1).parquet")
+    assert finished().scores == first.scores
+
+
 def test_the_progress_bar_ends_at_its_total(finished, monkeypatch):
     """Also if shards are there already, of which the last is smaller."""
     bars = []

@@ -292,7 +292,7 @@ def test_addresses(pil_processor, coffee, fixtures_dir, monkeypatch):
     with pytest.raises(ValueError, match="No picture could be read from 'data:image/png;base64,AAAA'"):
         pil_processor("data:image/png;base64,AAAA")
     web = {"https://example.org/coffee.png": coffee}
-    monkeypatch.setattr("oneref_hf.letterbox_oneref.load_image", web.__getitem__)
+    monkeypatch.setattr("oneref_hf.letterbox_oneref.load_image", lambda address, timeout: web[address])
     torch.testing.assert_close(pixels_of(pil_processor, ["https://example.org/coffee.png"]), expected)
     with pytest.raises(ValueError, match=r"No picture could be read from 'https://example.org/tea.png'"):
         pil_processor("https://example.org/tea.png")

@@ -1,14 +1,19 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
-"""The geometry of the canvas, against the original's evaluation transform and by round trips."""
+"""The canvas: its geometry against the original's evaluation transform and by round trips; reading of odd pictures."""
 
 import json
 import random
+import socket
+import struct
 
+import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from safetensors.torch import load_file
 
-from oneref_hf.letterbox_oneref import Letterbox, centred_offset
+from oneref_hf import letterbox_oneref
+from oneref_hf.letterbox_oneref import Letterbox, centred_offset, flatten_images, read_picture, upright
 
 
 CASES = [
@@ -110,3 +115,69 @@ def test_maps_of_any_resolution_are_cut_to_the_picture():
 def test_a_picture_without_pixels_is_refused():
     with pytest.raises(ValueError, match=r"at least one pixel per side, not \(height, width\) = \(0, 5\)"):
         Letterbox.centred(0, 5, 384)
+
+
+# Pictures ---------------------------------------------------------------------------------------------------------
+def seen(picture: Image.Image) -> np.ndarray:
+    return read_picture(picture, convert_rgb=True, to_8_bit_range=False).movedim(0, -1).numpy()
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_pictures_are_turned_as_pillow_does_and_only_once(orientation, kind, fixtures_dir, tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / f"photo.{kind}"
+    Image.open(fixtures_dir / "rocket_63x40.png").save(path, exif=exif)
+    with Image.open(path) as photo:
+        expected = np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))
+    assert expected.shape[:2] == ((63, 40) if orientation in (5, 6, 7, 8) else (40, 63))
+    (opened,) = flatten_images(path)
+    assert upright(opened) is opened
+    for picture in (opened, Image.open(path)):
+        assert np.array_equal(seen(picture), expected)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        struct.pack("<HHII", ExifTags.Base.ResolutionUnit, 4, 1, 70000),  # too large for its type
+        struct.pack("<HHI4s", ExifTags.Base.ResolutionUnit, 2, 3, b"ab"),  # text in place of a number
+        struct.pack("<HHI4s", ExifTags.Base.XResolution, 2, 3, b"72"),
+    ],
+)
+def test_a_photograph_with_a_mistyped_exif_tag_is_turned(entry, fixtures_dir, tmp_path):
+    lying = Image.open(fixtures_dir / "rocket_63x40.png").convert("RGB")
+    sixth = struct.pack("<HHIHH", ExifTags.Base.Orientation, 3, 1, 6, 0)
+    tags = b"".join(sorted([sixth, entry], key=lambda tag: struct.unpack_from("<H", tag)))
+    lying.save(tmp_path / "damaged.png", exif=b"II*\0" + struct.pack("<IH", 8, 2) + tags + bytes(4))
+    for picture in (*flatten_images(tmp_path / "damaged.png"), Image.open(tmp_path / "damaged.png")):
+        assert np.array_equal(seen(picture), np.rot90(lying, -1))
+
+
+def test_exif_data_that_cannot_be_read_do_not_cost_the_picture(fixtures_dir, tmp_path):
+    photo = Image.open(fixtures_dir / "rocket_63x40.png")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", "\nexif\n  3\nno hexadecimal number")
+    photo.save(tmp_path / "damaged.png", pnginfo=text)
+    (picture,) = flatten_images(tmp_path / "damaged.png")
+    assert np.array_equal(seen(picture), np.asarray(photo.convert("RGB")))
+
+
+def test_whatever_a_decoder_raises_is_one_sentence(tmp_path):
+    """Pillow raises NotImplementedError for a DDS file of a pixel format that it does not know."""
+    path = tmp_path / "texture.dds"
+    path.write_bytes(struct.pack("<4s4I56x2I4s40x", b"DDS ", 124, 0, 4, 4, 32, 4, b"ABCD"))
+    with pytest.raises(ValueError, match=r"texture\.dds' is not a readable image"):
+        flatten_images(path)
+
+
+def test_a_silent_web_server_is_not_waited_for(monkeypatch):
+    assert letterbox_oneref._URL_TIMEOUT == 60
+    monkeypatch.setattr(letterbox_oneref, "_URL_TIMEOUT", 0.1)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,  # accepts, and never answers
+        pytest.raises(ValueError, match=r"No picture could be read from 'http.*: timed out"),
+    ):
+        flatten_images(f"http://127.0.0.1:{server.getsockname()[1]}/a.png")

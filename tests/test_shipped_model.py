@@ -14,11 +14,12 @@ from scripts import load_script
 from oneref_hf import SMALL_MODEL, OneRefForSegmentation, OneRefProcessor, cli
 from oneref_hf.data.scenes import SceneRecords
 from oneref_hf.data.scenes.showcase import showcase
-from oneref_hf.metrics import box_iou
+from oneref_hf.metrics import box_iou, score_auroc
 from oneref_hf.pipeline_oneref import ReferringExpressionPipeline
 
 
 SCRIPT = Path(__file__).parents[1] / "training" / "ship_small_model.py"
+README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +42,33 @@ def reached(card: str) -> dict[str, float]:
     return {name: float(value) for name, value in rows}
 
 
+def aim_of(card: str, title: str) -> float:
+    """What the card says was reached of an aim."""
+    return float(re.search(rf"^\| {title} \| at least [\d.]+ \| ([\d.]+) \|", card, re.MULTILINE)[1])
+
+
 def test_it_is_small():
     names = {path.name for path in SMALL_MODEL.iterdir()}
     assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "README.md"} <= names
     assert sum(path.stat().st_size for path in SMALL_MODEL.iterdir()) < 16e6
 
 
+def test_readme_and_card_agree():
+    card, readme = (path.read_text(encoding="utf-8") for path in (SMALL_MODEL / "README.md", README))
+    scores = card[card.index("## How good it is") : card.index("## How it was made")]
+    tables = [line for line in scores.splitlines() if line.startswith("| ")]
+    assert len(tables) > 14
+    for line in tables:
+        assert f"\n{line}\n" in readme
+    model = OneRefForSegmentation.from_pretrained(SMALL_MODEL)
+    millions = f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} million parameters"
+    assert millions in " ".join(card.split()) and millions in " ".join(readme.split())
+
+
 def test_the_card_tells_how_good_it_is(finder):
     """On scenes that nobody has seen, neither in training nor for the card."""
-    said = reached((SMALL_MODEL / "README.md").read_text())
+    card = (SMALL_MODEL / "README.md").read_text()
+    said = reached(card)
     records = SceneRecords("test", 160, seed=11, size=128)[:]
     answers = finder([{"image": record["image"], "text": record["phrase"]} for record in records], batch_size=16)
     found = torch.tensor([list(answer["box"].values()) for answer in answers])
@@ -58,6 +77,11 @@ def test_the_card_tells_how_good_it_is(finder):
     margin = 3 * (said["all"] * (1 - said["all"]) / len(records)) ** 0.5
     assert right.mean().item() == pytest.approx(said["all"], abs=margin)
     assert len(said) == 9
+    masks = [np.asarray(answer["mask"]) > 0 for answer in answers], [np.asarray(record["mask"]) for record in records]
+    overlaps = [(mask & wanted).sum() / (mask | wanted).sum() for mask, wanted in zip(*masks)]
+    assert np.mean(overlaps) == pytest.approx(aim_of(card, "mean IoU of masks"), abs=0.09)
+    auroc = score_auroc([answer["score"] for answer in answers], right.bool().tolist())
+    assert auroc == pytest.approx(aim_of(card, r"score tells right from wrong \(AUROC\)"), abs=0.12)
 
 
 def test_the_command_without_a_model(tmp_path, capsys, monkeypatch):
@@ -66,9 +90,16 @@ def test_the_command_without_a_model(tmp_path, capsys, monkeypatch):
     stdout, stderr = capsys.readouterr()
     assert {path.name for path in tmp_path.iterdir()} >= {"oneref-example.png", "oneref-example.mask1.png"}
     assert "knows drawn scenes and no photographs" in stderr
-    assert "convert_oneref.py --name rec-base-refcoco" in stderr
+    assert "convert_oneref.py --name res-base-mixed" in stderr
     picture, phrases = showcase(cli.EXAMPLE)
     assert [line.split("  ")[0] for line in stdout.splitlines()[1 : 1 + len(phrases)]] == phrases
+
+    # On a given picture as well.
+    picture.save("mine.png")
+    assert cli.main(["ground", "mine.png", phrases[1], "--output", "mine-answer.png", "--device", "cpu"]) == 0
+    again, notice = capsys.readouterr()
+    assert again.splitlines()[1].split()[-5:] == stdout.splitlines()[2].split()[-5:]
+    assert "knows drawn scenes and no photographs" in notice and Path("mine-answer.png").is_file()
 
     assert cli.main(["ground", "--example", "41", "--output", "other.png", "--device", "cpu"]) == 0
     picture, phrases = showcase(41)

@@ -3,6 +3,8 @@
 
 import copy
 import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 from oneref_hf import OneRefConfig, OneRefForGrounding, OneRefForPreTraining, OneRefProcessor, VqkdModel
-from oneref_hf.data.scenes import EXPRESSION_TYPES, SceneRecords, scene_phrases, scene_sample, scene_words, vocabulary
+from oneref_hf.data.scenes import SceneRecords, scene_phrases, scene_sample, scene_words, vocabulary
 from oneref_hf.data.scenes.objects import COLOURS
 from oneref_hf.data.scenes.shapes import SHAPES
 from oneref_hf.small_model import (
@@ -158,9 +160,8 @@ class TestPretraining:
             assert torch.equal(scenes.shown[number] == sample.target + 1, prepared["mask_labels"][0].bool())
             assert len(scenes.shown[number].unique()) == 1 + len(sample.scene.objects)
             torch.testing.assert_close(scenes.boxes[number, sample.target], prepared["box_labels"][0])
-            ids, target, kind = scenes.phrases[number][0]
+            ids, target = scenes.phrases[number][0]
             assert ids == prepared["input_ids"][0].tolist() and target == sample.target
-            assert EXPRESSION_TYPES[kind] == sample.expression_type
             pixels = scenes.pixel_values[number].float() / 255
             statistics = (processor.image_processor.image_mean, processor.image_processor.image_std)
             mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in statistics)
@@ -187,7 +188,7 @@ class TestPretraining:
             shown=scenes.shown.flip(-1),
             boxes=scenes.boxes * torch.tensor([-1.0, 1, 1, 1]) + torch.tensor([1.0, 0, 0, 0]),
             phrases=[
-                [(lesson.mirrored[torch.tensor(ids)].tolist(), *rest) for ids, *rest in phrases]
+                [(lesson.mirrored[torch.tensor(ids)].tolist(), target) for ids, target in phrases]
                 for phrases in scenes.phrases
             ],
         )
@@ -259,7 +260,15 @@ def tiny_config(tokenizer):
     return OneRefConfig(**TINY, vocab_size=len(tokenizer), image_size=128, patch_size=16, max_position_embeddings=66)
 
 
-def test_starting_point_is_complete_and_never_overwritten(tmp_path):
+def test_starting_point_is_complete_and_never_overwritten(tmp_path, tmp_path_factory, monkeypatch):
+    kept, unlink = tmp_path_factory.mktemp("kept") / "scenes-start.checkpoint", Path.unlink
+
+    def keep(path, **options):
+        if path.name == kept.name:
+            shutil.copyfile(path, kept)
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", keep)
     paths, scores = write_starting_point(tmp_path, pictures(90), steps=2, scenes=248)
     assert all(0 <= score <= 1 for score in scores.values()) and {"accuracy", "pointing"} <= set(scores)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scenes-start", "scenes-visual-tokenizer"]
@@ -273,6 +282,15 @@ def test_starting_point_is_complete_and_never_overwritten(tmp_path):
     assert sum(parameter.numel() for parameter in model.parameters()) < 12_000_000
     with pytest.raises(FileExistsError, match="delete it"):
         write_starting_point(tmp_path, [], steps=1, scenes=1)
+
+    # Killed just before its last name was given: the same call finishes.
+    ended = tmp_path / "ended"
+    shutil.copytree(paths["visual-tokenizer"], ended / "scenes-visual-tokenizer")
+    with pytest.raises(FileExistsError, match="visual-tokenizer' is there already"):
+        write_starting_point(ended, pictures(90), steps=2, scenes=248)
+    shutil.copyfile(kept, ended / "scenes-start.checkpoint")
+    write_starting_point(ended, pictures(90), steps=2, scenes=248)
+    assert sorted(path.name for path in ended.iterdir()) == ["scenes-start", "scenes-visual-tokenizer"]
 
     for name in ("again", "third"):
         (tmp_path / name).mkdir()

@@ -12,6 +12,7 @@ import pytest
 from scripts import load_script
 
 from oneref_hf import OneRefForSegmentation
+from oneref_hf.recipes import load_recipe
 
 
 TRAINING = Path(__file__).parents[1] / "training"
@@ -73,6 +74,24 @@ def test_the_ablation_and_what_ships(converted, script, tmp_path, capfd):
     assert call("ship_small_model", *shipping) == 0
     card = (tmp_path / "shipped" / "README.md").read_text()
     assert "| all | 16 |" in card and "missed" in card
+
+
+def test_the_arms_differ_in_what_they_are_called_after():
+    script = load_script(TRAINING / "ablate_mrefm.py")
+    arms = {}
+    for arm, changes in script.ARMS.items():
+        if changes is not None:
+            recipe = load_recipe(TRAINING / "recipes" / "scenes_mrefm.yaml", changes)
+            (stage,) = recipe.stages
+            arms[arm] = recipe.data.masking.strategy, {name for name in ("mim", "mlm") if stage.losses[name]}
+    assert arms == {
+        "MIM alone": ("referring", {"mim"}),
+        "MLM alone": ("referring", {"mlm"}),
+        "MRefM": ("referring", {"mim", "mlm"}),
+        "MRefM, random masking": ("random", {"mim", "mlm"}),
+        "MRefM, block-wise masking": ("blockwise", {"mim", "mlm"}),
+    }
+    assert set(script.ARMS) == {"no pre-training", *arms}
 
 
 def test_an_arm_that_fails_is_told(converted, script, tmp_path, capfd):

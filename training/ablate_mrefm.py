@@ -7,9 +7,10 @@
     python training/ablate_mrefm.py --converted ablation/converted --output ablation/outputs
 
 All arms start from the weights that the small model starts from, as OneRef starts from BEiT-3, and take the same
-number of steps of the same size: one epoch of pre-training and two of fine-tuning, or three of fine-tuning. A step
-costs the same in both, for either passes picture and phrase through the encoder once; the table has the time of each
-arm. Finished runs are kept, and one that was interrupted continues, when the same command runs again.
+number of steps of the same size: one epoch of pre-training and two of fine-tuning, or three of fine-tuning. Either
+kind of step passes picture and phrase through the encoder once; the table has the minutes of each arm. MRefM is masked
+modelling of picture and words with the visual relation, which MIM has, too; the semantic relation needs labels and
+stays off. Finished runs are kept, and one that was interrupted continues, when the same command runs again.
 """
 
 import argparse

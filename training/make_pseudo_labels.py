@@ -58,14 +58,12 @@ def write(pictures: list[Path], detect: Callable, options: argparse.Namespace) -
 
 
 def _rows(pictures: list[Path], detect: Callable, options: argparse.Namespace) -> Iterator[dict]:
-    from PIL import ImageOps
-
     from oneref_hf.data.pseudo_labels import Detection, pseudo_phrases, without_duplicates
     from oneref_hf.data.records import open_image
 
     for path in pictures:
         try:
-            picture = ImageOps.exif_transpose(open_image(str(path))).convert("RGB")
+            picture = open_image(str(path)).convert("RGB")
         except ValueError as error:
             print(f"{error}; it is left out.", file=sys.stderr)
             continue

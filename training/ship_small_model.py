@@ -18,6 +18,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from safetensors import safe_open
+
 from oneref_hf.complete_output import complete_directory
 
 
@@ -69,9 +71,17 @@ def ship(model: Path, results: Path, output: Path) -> None:
         config.pop("auto_map", None)  # its classes are those of the package around it
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         card = TEMPLATE.read_text(encoding="utf-8").format(
-            aims=aims_table(scores), types=types_table(scores), megabytes=f"{size / 1e6:.0f}"
+            aims=aims_table(scores),
+            types=types_table(scores),
+            megabytes=f"{size / 1e6:.0f}",
+            millions=f"{_parameters(model / 'model.safetensors') / 1e6:.1f}",
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _parameters(path: Path) -> int:
+    with safe_open(path, framework="numpy") as weights:
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
 
 
 def aims_table(scores: dict) -> str:

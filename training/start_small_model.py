@@ -58,9 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         help="scenes to fit the visual tokenizer to (default: 400)",
     )
     parser.add_argument(
-        "--scenes", type=int, default=24_000, metavar="N", help="scenes to learn from (default: %(default)s)"
+        "--scenes", type=int, default=48_000, metavar="N", help="scenes to learn from (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=7500, metavar="N", help="of learning (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=15_000, metavar="N", help="of learning (default: %(default)s)")
     parser.add_argument(
         "--learning-rate", type=float, default=2e-3, metavar="X", help="the highest (default: %(default)s)"
     )

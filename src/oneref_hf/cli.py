@@ -16,7 +16,7 @@ import traceback
 import unicodedata
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging import ERROR, getLogger
 from pathlib import Path
 
@@ -247,7 +247,7 @@ def default_model() -> str:
     """The model to use without --model, a small one that comes with the package."""
     print(
         "oneref: a small model answers, which knows drawn scenes and no photographs; for those convert a released one "
-        "(python conversion/convert_oneref.py --name rec-base-refcoco) and give --model.",
+        "(python conversion/convert_oneref.py --name res-base-mixed) and give --model.",
         file=sys.stderr,
     )
     return str(SMALL_MODEL)
@@ -339,7 +339,7 @@ def check_picture_output(path: Path):
     known = Image.registered_extensions()
     if known.get(path.suffix.lower()) not in Image.SAVE:
         raise CommandError(f"The ending of '{path}' names no picture format; use .png, .jpg or .webp, for example.")
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    if os.path.isdir(path) or not os.path.isdir(path.parent) or not os.access(path.parent, os.W_OK):
         raise CommandError(f"'{path}' cannot be written: its folder must exist and let you write.")
 
 
@@ -358,7 +358,8 @@ def write_pictures(pictures: dict):
                 os.replace(partial[path], path)
     finally:
         for path in partial.values():
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # never there, or of a name that is too long
+                path.unlink()
 
 
 @contextmanager

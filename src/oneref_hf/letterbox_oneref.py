@@ -13,7 +13,7 @@ from numbers import Real
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from transformers import BatchFeature
 from transformers.image_transforms import center_to_corners_format, corners_to_center_format
 from transformers.image_utils import (
@@ -36,7 +36,20 @@ IMAGE_STD = tuple(IMAGENET_DEFAULT_STD)
 
 # Read as numbers, because PIL's own conversion to RGB clips them at 255.
 _PIL_MODES_ABOVE_8_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
-_PIL_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# What is to be done to a picture of each EXIF orientation; 1 is the right way up.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Where Pillow looks for the orientation.
+_EXIF_ENTRIES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+# Seconds that a web server may be silent for.
+_URL_TIMEOUT = 60.0
 # Resampling and arithmetic push floats a little over the edges of [0, 1].
 _FLOAT_SLACK = 0.01
 
@@ -154,11 +167,11 @@ def _bilinear(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def flatten_images(images: ImageInput) -> list:
     """A flat list of pictures (PIL, array or tensor) from one picture, a 4-D batch, or any nesting of lists of them.
 
-    File paths and addresses (http, https, data) are opened on the way.
+    File paths and addresses (http, https, data) are opened on the way; a web server may be silent for a minute.
 
     Raises:
         FileNotFoundError: if a path leads nowhere.
-        ValueError: if a file is not a picture, or is cut off.
+        ValueError: if a file is not a picture, or is cut off, or an address gives none.
         TypeError: if something is no kind of picture at all.
     """
     if isinstance(images, (list, tuple)):
@@ -177,7 +190,7 @@ def flatten_images(images: ImageInput) -> list:
 def _open_picture(source: str) -> Image.Image:
     if source.startswith(("http://", "https://", "data:")):
         try:
-            return load_image(source)
+            return load_image(source, timeout=_URL_TIMEOUT)
         except Exception as error:  # whatever the network or the decoder says
             raise ValueError(f"No picture could be read from {source[:200]!r}: {error}") from error
     if not os.path.exists(source):
@@ -186,15 +199,26 @@ def _open_picture(source: str) -> Image.Image:
         with Image.open(source) as image:
             image.load()
             return upright(image)
-    except _PIL_ERRORS as error:
+    except Exception as error:  # decoders fail in every possible way
         raise ValueError(f"The file {source!r} is not a readable image, or is cut off: {error}") from error
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF data say; itself, not a copy of it, where there is nothing to turn."""
+    """The picture turned as its EXIF data say; itself, not a copy of it, where there is nothing to turn.
+
+    A turned picture has no EXIF data: Pillow's `exif_transpose` would write them anew, which fails if any is damaged.
+    """
     image.load()
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
-    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged data say nothing about the pixels
+        turn = None
+    if turn is None:
+        return image
+    image = image.transpose(turn)
+    for name in _EXIF_ENTRIES:
+        image.info.pop(name, None)
+    return image
 
 
 def read_picture(
@@ -239,7 +263,7 @@ def _numbers_of_pil(image: Image.Image, convert_rgb: bool) -> np.ndarray:
                 image = image.convert("RGBA")
             image = image.convert("RGB")
         numbers = np.asarray(image)
-    except _PIL_ERRORS as error:
+    except Exception as error:  # of a decoder, where the picture is only read now
         raise ValueError(f"the PIL image cannot be decoded, it may be cut off: {error}") from error
     if image.mode == "I" and numbers.size:  # 32-bit in memory, 16-bit in every file format that leads here
         if numbers.min() < 0 or numbers.max() > 65535:
@@ -330,7 +354,7 @@ def flatten_masks(masks) -> list[torch.Tensor]:
     if isinstance(masks, (list, tuple)):
         return [mask for item in masks for mask in flatten_masks(item)]
     if isinstance(masks, Image.Image):
-        masks = np.asarray(ImageOps.exif_transpose(masks))
+        masks = np.asarray(upright(masks))
         if masks.ndim != 2:
             raise ValueError(f"A mask has one channel (PIL mode 1 or L), not {masks.shape[-1]}.")
     if isinstance(masks, np.ndarray):

@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -316,7 +317,9 @@ def _claim(folder: Path, settings: dict, overwrite: bool) -> set[int]:
 
 
 def _shards_in(folder: Path) -> dict[int, Path]:
-    return {int(path.stem.rpartition("-")[2]): path for path in folder.glob("predictions-[0-9]*.parquet")}
+    """By number; what else may lie there, such as a copy with ` (1)` in its name, is no shard."""
+    found = {path: re.fullmatch(r"predictions-([0-9]+)\.parquet", path.name) for path in folder.glob("*.parquet")}
+    return {int(match[1]): path for path, match in found.items() if match}
 
 
 def _complete(folder: Path, num_rows: int, shard_rows: int) -> list[Path]:

@@ -2,7 +2,8 @@
 """What the small model that knows drawn scenes starts from: a vocabulary, fresh weights and a visual tokenizer.
 
 Real OneRef models start from BEiT-3 and from the VQ-KD tokenizer of BEiT v2, which have seen millions of photographs.
-The small one has neither, so both are made here from the scenes themselves, in a minute on one core.
+The small one has neither, so both are made here from the scenes themselves: the tokenizer in a minute on one core, the
+weights in hours (`small_model_pretraining`).
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def small_processor(tokenizer: XLMRobertaTokenizer) -> OneRefProcessor:
 def fresh_model(
     tokenizer: XLMRobertaTokenizer, visual_tokenizer: VqkdModel, pictures: Sequence[Image.Image], seed: int = 0
 ) -> OneRefForGrounding:
-    """A model that has learnt nothing yet, but starts where learning is quick; it depends on the seed alone.
+    """A model that has learnt nothing yet, but starts where learning is quick. Sets the global seed.
 
     BEiT-3's initialisation is meant for 768 dimensions and a million steps. At 128 dimensions weights are wider, so
     that layers pass on what they get; positions are sines and cosines; patches are seen through the principal
@@ -234,8 +235,10 @@ def write_starting_point(
         ValueError: if there are too few pictures or scenes, or the checkpoint is of a call with other arguments.
     """
     paths = {name: Path(folder, f"scenes-{name}") for name in ("start", "visual-tokenizer")}
-    for path in paths.values():
-        if path.exists():
+    checkpoint = paths["start"].with_name("scenes-start.checkpoint")
+    for name, path in paths.items():
+        # With a checkpoint, the visual tokenizer is of a call that was interrupted at its very end.
+        if path.exists() and (name == "start" or not checkpoint.exists()):
             raise FileExistsError(f"'{path}' is there already; delete it to make it anew.")
     processor = small_processor(scene_tokenizer())
     visual_tokenizer = fit_visual_tokenizer(pictures, seed)
@@ -249,9 +252,8 @@ def write_starting_point(
             )
     model.to(device)
     drawn = named_scenes(_PRETRAINING_SCENES, scenes, processor, seed, processes)
-    checkpoint = paths["start"].with_name("scenes-start.checkpoint")
     scores = pretrain(model, processor, drawn, steps, learning_rate=learning_rate, seed=seed, checkpoint=checkpoint)
-    for name, parts in {"start": (model, processor), "visual-tokenizer": (visual_tokenizer,)}.items():
+    for name, parts in {"visual-tokenizer": (visual_tokenizer,), "start": (model, processor)}.items():
         with complete_directory(paths[name]) as complete:
             for part in parts:
                 part.save_pretrained(complete)

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .data.scenes import EXPRESSION_TYPES, scene_expressions
+from .data.scenes import scene_expressions
 from .data.scenes.drawing import draw_scene
 from .data.scenes.geometry import tight_box, visible_parts
 from .data.scenes.objects import COLOURS, MATERIALS, OBJECT_COUNTS
@@ -67,14 +67,14 @@ class NamedScenes:
     shown: uint8 `(N, S, S)`, the object that each pixel shows, from 1 on; 0 is the background.
     boxes: `(N, 9, 4)`, centre and size in sides of the canvas, as `box_labels`; 0 where there is no object.
     names: int8 `(N, 9, 4)`, colour, shape, material and size of each object as numbers; -1 where there is no object.
-    phrases: per picture some `(token ids, number of the object, number of the expression type)`.
+    phrases: per picture some `(token ids, number of the object)`.
     """
 
     pixel_values: torch.Tensor
     shown: torch.Tensor
     boxes: torch.Tensor
     names: torch.Tensor
-    phrases: Sequence[Sequence[tuple[list[int], int, int]]]
+    phrases: Sequence[Sequence[tuple[list[int], int]]]
 
 
 def named_scenes(start: int, count: int, processor: OneRefProcessor, seed: int = 0, processes: int = 1) -> NamedScenes:
@@ -104,10 +104,7 @@ def _draw(number: int, processor: OneRefProcessor, seed: int):
         x0, y0, x1, y1 = tight_box(shown == place + 1)
         boxes[place] = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / side
         names[place] = [known.index(getattr(placed, name)) for name, known in _NAMES.items()]
-    phrases = [
-        (processor.tokenizer(said.phrase)["input_ids"], said.target, EXPRESSION_TYPES.index(said.expression_type))
-        for said in expressions
-    ]
+    phrases = [(processor.tokenizer(said.phrase)["input_ids"], said.target) for said in expressions]
     return np.round(prepared["pixel_values"][0] * 255).astype(np.uint8), shown, boxes, names, phrases
 
 
@@ -223,14 +220,14 @@ class _Lesson(nn.Module):
             scenes.phrases[scene][int(share * len(scenes.phrases[scene]))]
             for scene, share in zip(chosen.tolist(), spoken.tolist())
         ]
-        ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids, *_ in said], True, self.padding)
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids, _ in said], True, self.padding)
         pixels, shown, boxes, names = (
             tensor[chosen] for tensor in (scenes.pixel_values, scenes.shown, scenes.boxes, scenes.names)
         )
         if mirror:
             ids, pixels, shown, boxes = self.mirrored[ids], pixels.flip(-1), shown.flip(-1), boxes.clone()
             boxes[..., 0] = 1 - boxes[..., 0]
-        targets = torch.tensor([target for _, target, _ in said])
+        targets = torch.tensor([target for _, target in said])
         batch = (ids, pixels, shown, boxes, names.long(), targets)
         ids, pixels, shown, boxes, names, targets = (tensor.to(self.centres.device) for tensor in batch)
 
@@ -257,7 +254,7 @@ class _Lesson(nn.Module):
             "box_giou": _HEAD_WEIGHT * box_giou_loss(outputs.pred_boxes, box),
         }
         answers = {
-            "accuracy": (box_iou(outputs.pred_boxes, box) > 0.5).float(),
+            "accuracy": (box_iou(outputs.pred_boxes, box) >= 0.5).float(),
             "pointing": (wanted.gather(-1, similarity.argmax(-1, keepdim=True)) > _COVERED).float(),
         }
         patches = outputs.hidden_states[-1][:, 1 : 1 + coverage.shape[-1]]

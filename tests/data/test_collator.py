@@ -1,11 +1,14 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
 """Batches of training samples, and samples that are a function of seed, epoch and record."""
 
+import io
 import pickle
+import struct
 
 import pytest
 import torch
 import trainer_world as world
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from oneref_hf.data.collator import ReferringCollator
@@ -85,6 +88,22 @@ def test_samples_do_not_depend_on_workers_or_on_what_came_before():
     assert same(again, data[SampleKey(2, 4)])
     assert not torch.equal(again["pixel_values"], data[SampleKey(2, 5)]["pixel_values"])
     assert not torch.equal(again["bool_masked_pos"], data[SampleKey(2, 6)]["bool_masked_pos"])
+
+
+def test_pictures_with_damaged_exif_data_are_used_and_what_no_decoder_knows_is_named():
+    """Both embedded: a photograph on its side whose unit of resolution is too large, and an unknown kind of DDS."""
+    data = world.samples("rec", 2)
+    expected, lying, rows = data[0]["pixel_values"], io.BytesIO(), data.records.to_list()
+    exif = b"II*\0" + struct.pack("<IHHHIHHHHIII", 8, 2, 0x112, 3, 1, 6, 0, 0x128, 4, 1, 70000, 0)
+    with Image.open(rows[0]["image"]["path"]) as picture:
+        picture.transpose(Image.Transpose.ROTATE_90).save(lying, format="PNG", exif=exif)
+    texture = struct.pack("<4s4I56x2I4s40x", b"DDS ", 124, 0, 4, 4, 32, 4, b"ABCD")
+    rows[0]["image"], rows[1]["image"] = ({"path": None, "bytes": value} for value in (lying.getvalue(), texture))
+    data.records = type(data.records).from_list(rows, features=data.records.features)
+    data.on_unreadable = "stop"
+    assert torch.equal(data[0]["pixel_values"], expected)
+    with pytest.raises(UnusableSample, match=r"^The record 'r1' cannot be used: The embedded image '' is not"):
+        data[1]
 
 
 @pytest.mark.parametrize("image_ratio", [None, 0.3])

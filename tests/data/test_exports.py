@@ -123,6 +123,7 @@ def test_tasks_fit_the_labelling_interface(labelled, regions, kind):
     interface = xml.fromstring(LABEL_STUDIO_CONFIG)
     controls = {element.get("name"): element for element in interface if element.get("toName")}
     image = interface.find("Image")
+    assert controls["box"].get("canRotate") == "false"  # a region's rotation would be lost
     tasks = json.loads(json.dumps(label_studio_tasks(labelled, regions), allow_nan=False))
     assert [task["data"] for task in tasks] == [
         {"image": f"{LOCAL_FILES}my%20photos/a%20b.png"},
@@ -203,6 +204,10 @@ def test_regions_that_cannot_be_used(labelled, answers):
     with pytest.raises(DatasetError, match=r"'region1' on 'my photos/a b\.png' has no phrase"):
         label_studio_rows(tasks)
     tasks = exported()
+    tasks[0]["annotations"][0]["result"][0]["value"]["rotation"] = 15
+    with pytest.raises(DatasetError, match=r"'region1' on 'my photos/a b\.png' is rotated by 15 degrees"):
+        label_studio_rows(tasks)
+    tasks = exported()
     tasks[0]["annotations"][0]["result"][0]["type"] = "ellipselabels"
     with pytest.raises(DatasetError, match="ellipselabels, not a box or mask"):
         label_studio_rows(tasks)
@@ -222,17 +227,18 @@ def test_regions_that_cannot_be_used(labelled, answers):
 
 
 # Pictures ---------------------------------------------------------------------------------------------------------
-def test_a_turned_photograph_has_the_size_that_people_see(folder, fixtures_dir):
+@pytest.mark.parametrize("kind", ["jpg", "tif"])
+def test_a_turned_photograph_has_the_size_that_people_see(folder, fixtures_dir, kind):
     turned = Image.open(fixtures_dir / "coffee_210x140.png")
     exif = turned.getexif()
     exif[0x0112] = 6
-    turned.save(folder / "turned.jpg", exif=exif)
-    assert labelled_picture(folder / "turned.jpg", []).size == (WIDTH, HEIGHT)
+    turned.save(folder / f"turned.{kind}", exif=exif)
+    assert labelled_picture(folder / f"turned.{kind}", []).size == (WIDTH, HEIGHT)
 
 
 def test_what_is_no_picture(folder):
     (folder / "a.png").write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"a\.png' is not a readable picture"):
+    with pytest.raises(ValueError, match=r"a\.png' is not a readable image"):
         labelled_picture(folder / "a.png", [], folder)
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -18,7 +19,7 @@ from manifest import load_manifest
 from PIL import Image
 from pycocotools import mask as coco
 
-from oneref_hf.data import DatasetError, load_referring_dataset
+from oneref_hf.data import DatasetError, load_referring_dataset, open_image, target_mask
 from oneref_hf.data.loading import open_referring_data
 
 
@@ -156,6 +157,25 @@ def test_splits_of_files_and_of_rows(pictures):
     path = write_json_lines(pictures / "all.jsonl", rows)
     assert [row["phrase"] for row in load_both_ways(path, "train")] == ["train 1", "train 2"]
     assert len(load_both_ways(path, None)) == 3
+
+
+def test_other_names_of_a_split_within_one_file(pictures):
+    """`testA` finds `test` only beside `testB`, as in folders; rows that name no split belong to each."""
+    path = pictures / "all.csv"
+
+    def found(splits: list[str], wanted: str) -> list[int]:
+        rows = [f"a.png,row {number},{split}" for number, split in enumerate(splits)]
+        path.write_text("\n".join(["image,phrase,split", *rows]))
+        return [int(row["phrase"][-1]) for row in load_both_ways(path, wanted)]
+
+    assert found(["train", "validation", "validation"], "val") == [1, 2]
+    assert found(["validation", "val"], "val") == [1]
+    assert found(["test", "testB"], "testA") == [0]
+    assert found(["train", ""], "val") == [1]
+    assert found(["train", "", "validation"], "val") == [1, 2]
+    for splits, wanted, named in [(["train", "test"], "testA", "train, test"), (["train"], "val", "train")]:
+        with pytest.raises(DatasetError, match=f"all.csv has no split '{wanted}'; it has {named}."):
+            found(splits, wanted)
 
 
 def test_column_mapping(pictures):
@@ -324,6 +344,36 @@ def test_a_folder_that_the_library_reads(pictures, tmp_path):
     assert [(row["phrase"], row["box"]) for row in rows] == [("the cup", [1, 2, 30, 31])]
 
 
+def test_a_flat_folder_of_pictures(pictures):
+    write_json_lines(pictures / "metadata.jsonl", [{"file_name": "b.png", "phrase": "the cup"}])
+    for split in ("train", None):
+        rows = load_both_ways(pictures, split)
+        assert [(row["phrase"], row["image"]["path"]) for row in rows] == [("the cup", str(pictures / "b.png"))]
+    with pytest.raises(DatasetError, match="has no split 'val'; it has train"):
+        load_referring_dataset(pictures, "val")
+
+
+def test_pictures_and_masks_at_addresses(pictures, tmp_path):
+    """In an archive, whose pictures `datasets` leaves there: zip://..., as hf://... when streaming from the Hub."""
+    mask = np.zeros((40, 60), dtype=np.uint8)
+    mask[5:9, 10:20] = 255
+    Image.fromarray(mask).save(pictures / "mask.png")
+    row = {"file_name": "a.png", "segmentation_file_name": "mask.png", "phrase": "the cup", "box": [10, 5, 20, 9]}
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "train.zip", "w") as archive:
+        for name in ("a.png", "mask.png"):
+            archive.write(pictures / name, name)
+        archive.writestr("metadata.jsonl", json.dumps(row))
+    for images in (None, pictures):
+        (row,) = load_both_ways(folder, "train", images=images)
+        assert row["image"]["path"] == f"zip://a.png::{folder}/train.zip" and row["image"]["bytes"] is None
+        assert open_image(row["image"]).getpixel((0, 0)) == (50, 50, 50)
+        assert np.array_equal(target_mask(row, (40, 60)), mask > 0)
+    for streaming in (False, True):  # what `datasets` itself makes of them
+        assert next(iter(load_referring_dataset(folder, "train", streaming)))["image"].size == (60, 40)
+
+
 def test_test_a_is_found_under_its_other_name_only_beside_test_b(pictures, tmp_path):
     for name in ("both/test", "both/testB", "alone/test"):
         path = tmp_path / f"{name}.jsonl"
@@ -406,6 +456,28 @@ def test_malformed_csv_and_coco_rows(pictures):
     ]
 
 
+def test_long_cells_of_csv(pictures):
+    """A mask as text may be longer than what Python's module for CSV takes by default."""
+    polygon = POLYGON * 10_000
+    path = pictures / "mine.csv"
+    path.write_text(f'image,phrase,segmentation\na.png,the cup,"{[polygon]}"\n')
+    (row,) = load_both_ways(path, None)
+    assert row["polygons"] == [polygon]
+
+
+def test_coco_identifiers_of_other_types(pictures):
+    """Through pandas, numbers become floats, and through some tools texts."""
+    images = [{"id": number, "file_name": name} for number, name in ((1, "a.png"), ("2", "b.png"), ("x", "b.png"))]
+    ids = [1.0, "1", 2, 2.0, "x", 1.5]
+    annotations = [{"image_id": number, "caption": str(number)} for number in ids]
+    (pictures / "mine.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    data = open_referring_data(pictures / "mine.json", None)
+    assert [Path(row["image"]["path"]).stem for row in plain(data.records)] == [*"aabbb"]
+    assert [str(problem) for problem in data.problems] == [
+        "mine.json, annotation 5: there is no image with the id 1.5"
+    ]
+
+
 def test_preset_rows_that_do_not_fit(pictures):
     rows = jxu124(pictures).to_list()
     rows[1]["raw_anns"] = "{broken"
@@ -428,6 +500,31 @@ def test_the_cache_follows_files_and_pictures(pictures):
     write_json_lines(path, ROWS[:1])
     changed = open_referring_data(path, None)
     assert len(changed.records) == 1 and changed.fingerprint != first.fingerprint
+
+
+def test_the_cache_follows_the_folders_that_paths_are_relative_to(pictures, tmp_path_factory, monkeypatch):
+    """Neither the working directory nor a link to the annotations changes what they are, but both where things lie."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (pictures / "below").mkdir()
+    Image.new("L", (60, 40), 255).save(pictures / "mask.png")
+    row = {"image": "a.png", "phrase": "the cup", "segmentation": "mask.png"}
+    path = write_json_lines(pictures / "mine.jsonl", [row])
+    monkeypatch.chdir(pictures)
+    first = open_referring_data("mine.jsonl")
+    monkeypatch.chdir("below")
+    second = open_referring_data("../mine.jsonl")
+    assert [plain(data.records)[0]["mask"]["path"] for data in (first, second)] == [str(pictures / "mask.png")] * 2
+    assert first.fingerprint == second.fingerprint
+
+    Dataset.from_list([{"image": "a.png", "phrase": "the cup"}]).save_to_disk(elsewhere / "saved")
+    (elsewhere / "mine.jsonl").symlink_to(path)
+    for name, right, wrong in (("saved", pictures, elsewhere), ("mine.jsonl", pictures, elsewhere)):
+        given = {place: elsewhere / name if name == "saved" else place / name for place in (right, wrong)}
+        monkeypatch.chdir(wrong)
+        with pytest.raises(DatasetError, match=f"there is no picture '{wrong}/a.png'"):
+            load_referring_dataset(given[wrong])
+        monkeypatch.chdir(right)
+        assert [row["image"]["path"] for row in plain(load_referring_dataset(given[right]))] == [f"{right}/a.png"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 """The record: boxes by the truncation rule, segmentations in every form, pictures, and what is refused."""
 
 import io
+import struct
+import sys
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -181,12 +184,30 @@ def test_pictures_open_from_every_form(tmp_path):
         assert np.array_equal(np.asarray(open_image(form)), np.asarray(picture))
     (tmp_path / "text.png").write_text("no picture")
     cut = buffer.getvalue()[:-30]
+    unknown = struct.pack("<4s4I56x2I4s40x", b"DDS ", 124, 0, 4, 4, 32, 4, b"ABCD")  # no error that Pillow documents
     bad = [
         str(tmp_path / "none.png"),
         str(tmp_path / "text.png"),
         {"path": None, "bytes": b"x"},
         {"path": "c", "bytes": cut},
+        {"path": "c", "bytes": unknown},
     ]
     for form in bad:
         with pytest.raises(ValueError, match=r"no image file|not a readable image|is not readable"):
             open_image(form)
+
+
+def test_pictures_at_addresses_that_datasets_opens(tmp_path, monkeypatch):
+    """As image folders on the Hub have them when streaming (hf://); here in memory."""
+    picture = Image.new("RGB", (5, 3), (200, 10, 20))
+    picture.save(tmp_path / "a.png")
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/oneref/a.png": (tmp_path / "a.png").read_bytes(), "/oneref/text.png": b"no picture"})
+    for form in ("memory://oneref/a.png", {"path": "memory://oneref/a.png", "bytes": None}):
+        assert np.array_equal(np.asarray(open_image(form)), np.asarray(picture))
+    for address in ("memory://oneref/none.png", "memory://oneref/text.png", "nonsense://a.png"):
+        with pytest.raises(ValueError, match=address):
+            open_image(address)
+    monkeypatch.setitem(sys.modules, "datasets.utils.file_utils", None)
+    with pytest.raises(ImportError, match=r"^Opening 'memory://oneref/a.png' needs datasets: pip install"):
+        open_image("memory://oneref/a.png")

@@ -34,6 +34,7 @@ from oneref_hf.data.scenes.drawing import draw_scene
 from oneref_hf.data.scenes.logic import Undecided, View, numbers_in
 from oneref_hf.data.scenes.objects import COLOURS, Scene, SceneObject
 from oneref_hf.data.scenes.shapes import SHAPES, placed_outline
+from oneref_hf.data.scenes.showcase import SHOWN
 
 
 SCRIPT = Path(__file__).resolve().parents[2] / "training" / "make_scenes.py"
@@ -184,6 +185,21 @@ def test_words_say_the_form(samples):
         "size": WORDS_OF_SIZES,
     }
     ranks = {1: {"first", "1st"}, 2: {"second", "2nd"}, 3: {"third", "3rd"}}
+    directions = {
+        "left": {"left", "leftmost"},
+        "right": {"right", "rightmost"},
+        "top": {"top", "topmost", "upper", "uppermost", "highest"},
+        "bottom": {"bottom", "bottommost", "lower", "lowest"},
+        "middle": {"middle", "center", "centre", "central"},
+        "largest": {"largest", "biggest"},
+        "smallest": {"smallest", "tiniest"},
+        "above": {"above", "higher"},
+        "below": {"below", "under", "underneath", "beneath"},
+        "closest to": {"closest", "nearest"},
+        "in front of": {"front", "covering"},
+        "behind": {"behind", "hidden"},
+    }
+    direction_of = {word: name for name, names in directions.items() for word in names}
     expected_type = {"place": "place", "superlative": "superlative", "ordinal": "ordinal", "without": "negation"}
     for sample in itertools.chain(*samples.values()):
         words = re.findall(r"[\w']+", sample.phrase.replace("crescent moon", "moon"))
@@ -191,6 +207,14 @@ def test_words_say_the_form(samples):
             meant = [part[name] for part in parts_of(sample.form, "describe") if name in part]
             meant += [part["value"] for part in parts_of(sample.form, "without") if part["attribute"] == name]
             assert sorted(table[word] for word in words if word in table) == sorted(meant), sample.phrase
+        meant = [part["place"] for part in parts_of(sample.form, "place")]
+        meant += [part["order"] for op in ("superlative", "ordinal") for part in parts_of(sample.form, op)]
+        meant = [name for names in meant for name in names.split()]  # "top left"
+        sides = {"left of": "left", "right of": "right"}
+        meant += [sides.get(part["relation"], part["relation"]) for part in parts_of(sample.form, "related")]
+        # The topmost one is "closest to the top".
+        said = re.findall(r"\w+", re.sub("closest to the (top|bottom)", r"\1", sample.phrase))
+        assert sorted(direction_of[word] for word in said if word in direction_of) == sorted(meant), sample.phrase
         for part in parts_of(sample.form, "ordinal"):
             assert ranks[part["rank"]] & set(words)
         negated = any(True for _ in parts_of(sample.form, "without"))
@@ -205,8 +229,8 @@ def test_words_say_the_form(samples):
         )
 
 
-def scene_of(*objects):
-    return Scene(1.0, 1.0, tuple(SceneObject(*entry) for entry in objects), look=0)
+def scene_of(*objects, look=0):
+    return Scene(1.0, 1.0, tuple(SceneObject(*entry) for entry in objects), look=look)
 
 
 def resolve(scene, form):
@@ -214,6 +238,21 @@ def resolve(scene, form):
 
 
 STARS = {"op": "describe", "shape": "star"}
+
+
+def test_phrases_of_the_showcase_refer_to_one_object():
+    forms = {
+        "the largest cup": {"op": "superlative", "of": {"op": "describe", "shape": "cup"}, "order": "largest"},
+        "the green ring": {"op": "describe", "shape": "ring", "colour": "green"},
+        "the brown arrow": {"op": "describe", "shape": "arrow", "colour": "brown"},
+        "the striped circle": {"op": "describe", "shape": "circle", "material": "striped"},
+        "the star": STARS,
+        "the heart with stripes": {"op": "describe", "shape": "heart", "material": "striped"},
+    }
+    asked = [(number, phrase) for number, phrases in SHOWN.items() for phrase in phrases]
+    assert {phrase for _, phrase in asked} == forms.keys()
+    for number, phrase in asked:
+        assert len(resolve(scene_sample("test", number).scene, forms[phrase])) == 1, phrase
 
 
 def test_clear_cases_are_resolved_and_unclear_ones_are_not():
@@ -333,9 +372,35 @@ def test_what_is_painted_is_what_is_said(drawn):
 
 
 def test_phrase_and_scene_do_not_depend_on_the_size(samples):
-    for sample in samples["val"][:12]:
-        boxes = {size: np.array(sample.record(size)["box"]) / size for size in (96, 512)}
-        assert np.abs(boxes[96] - boxes[512]).max() < 0.02
+    for number, sample in enumerate(samples["val"][:12]):
+        sizes = (96, 512) if number else (96, 512, 2000)
+        boxes = [np.array(sample.record(size)["box"]) / size for size in sizes]
+        assert np.ptp(boxes, axis=0).max() < 0.02
+
+
+@pytest.mark.parametrize("look", range(6))
+def test_backgrounds_are_uneven_and_grainy_and_objects_cast_shadows_downwards(look, monkeypatch):
+    scene = scene_of(("circle", "red", "plain", (0.5, 0.4), 0.25, 0), look=look)
+
+    def picture_without(*names):
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.setattr(f"oneref_hf.data.scenes.drawing.{name}", 0)
+            return np.asarray(draw_scene(scene, SIZE).picture, dtype=float)
+
+    unshadowed, smooth = picture_without("_SHADOW_OPACITY"), picture_without("_SHADOW_OPACITY", "_GRAIN")
+    assert np.std(unshadowed - smooth) == pytest.approx(2.5, rel=0.1)
+    away = ~draw_scene(scene, SIZE).layers[0]
+    assert np.std(smooth[away], axis=0).max() > 4
+    shadow = (unshadowed - picture_without()).mean(-1)
+    assert shadow.min() > -1 and 15 < shadow.max() < 0.5 * 255
+    row, _ = np.average(np.indices(shadow.shape).reshape(2, -1), axis=1, weights=(shadow * away).ravel())
+    assert row > 0.4 * SIZE  # light comes from above
+
+
+def test_objects_are_turned(samples):
+    for split in samples.values():
+        assert len({placed.rotation for sample in split for placed in sample.scene.objects}) > len(split)
 
 
 def test_contact_sheet():
@@ -446,7 +511,7 @@ def test_files_hold_the_scene_and_do_not_depend_on_processes(tmp_path, monkeypat
 def test_bad_input_is_one_sentence(make_scenes, tmp_path, capsys):
     with pytest.raises(SceneError, match="no split 'training'"):
         SceneRecords("training", 3)
-    with pytest.raises(SceneError, match="96 to 512"):
+    with pytest.raises(SceneError, match="96 to 4096"):
         SceneRecords("train", 3, size=64)
     with pytest.raises(SceneError, match="negative"):
         scene_records("train", 3, seed=-1)
@@ -459,7 +524,7 @@ def test_bad_input_is_one_sentence(make_scenes, tmp_path, capsys):
         (["--output", new], "No split"),
         (["--output", new, "--val", "-2"], "-2"),
         (["--output", new, "--val", "2", "--processes", "0"], "processes"),
-        (["--output", new, "--val", "2", "--size", "1000"], "512"),
+        (["--output", new, "--val", "2", "--size", "5000"], "4096"),
         (["--output", str(tmp_path / "full"), "--val", "2"], "already exists"),
         (["--output", new, "--val", "2", "--contact-sheet", "sheet.jpg"], ".png"),
     ]:

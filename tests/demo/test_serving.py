@@ -268,6 +268,18 @@ def test_a_model_from_the_hub(tiny_model, coffee, tmp_path):
     assert not [line for line in ended.output if "Traceback" in line]
 
 
+def test_without_a_model_the_small_one_answers(coffee, tmp_path):
+    started = Server(
+        [sys.executable, Path(__file__).with_name("serve.py"), tmp_path / "notes", "--device", "cpu"], tmp_path
+    )
+    try:
+        answer, _ = ask(started.address, coffee)
+        assert [one["phrase"] for one in answer["answers"]] == PHRASES.splitlines()
+        assert any("which knows drawn scenes and no photographs" in line for line in started.output)
+    finally:
+        started.process.kill()
+
+
 def test_a_port_that_is_taken(tiny_model, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

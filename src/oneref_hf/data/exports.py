@@ -20,8 +20,8 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 import numpy as np
-from PIL import Image
 
+from .records import open_image
 from .sources import DatasetError
 
 
@@ -29,7 +29,9 @@ from .sources import DatasetError
 LABEL_STUDIO_CONFIG = """\
 <View>
   <Image name="image" value="$image" zoom="true"/>
-  <RectangleLabels name="box" toName="image"><Label value="referred" background="#56B4E9"/></RectangleLabels>
+  <RectangleLabels name="box" toName="image" canRotate="false">
+    <Label value="referred" background="#56B4E9"/>
+  </RectangleLabels>
   <BrushLabels name="mask" toName="image"><Label value="referred" background="#56B4E9"/></BrushLabels>
   <TextArea name="phrase" toName="image" perRegion="true" editable="true" maxSubmissions="1"
             displayMode="region-list" placeholder="what a person would say to point at it"/>
@@ -39,8 +41,6 @@ LOCAL_FILES = "/data/local-files/?d="
 REGIONS = ("boxes", "masks")
 
 _LABEL = "referred"
-_ROTATED = (5, 6, 7, 8)  # values of EXIF's orientation that swap height and width
-_ORIENTATION = 0x0112
 # Label Studio's run lengths: each run says in two bits which of these numbers of bits holds its length.
 _LENGTH_BITS = (3, 4, 8, 16)
 _VALUE_BITS = 8
@@ -65,7 +65,7 @@ class LabelledPicture:
 def labelled_picture(
     path: str | os.PathLike, answers: Mapping | Sequence[Mapping | None], folder: str | os.PathLike | None = None
 ) -> LabelledPicture:
-    """A picture file with its answers; only the file's header is read.
+    """A picture file with its answers.
 
     Args:
         path: of the picture.
@@ -73,17 +73,13 @@ def labelled_picture(
         folder: that annotations name pictures relative to; None keeps the path as it is.
 
     Raises:
-        ValueError: if the file is no picture, or does not lie in `folder`.
+        ValueError: if the file is no readable picture, or does not lie in `folder`.
     """
     name = Path(path) if folder is None else Path(path).resolve().relative_to(Path(folder).resolve())
-    try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            if picture.getexif().get(_ORIENTATION) in _ROTATED:
-                width, height = height, width
-    except OSError as error:
-        raise ValueError(f"'{path}' is not a readable picture: {error}") from error
-    return LabelledPicture(name.as_posix(), (height, width), [answers] if isinstance(answers, Mapping) else answers)
+    # Decoded as for the model: whether the size in a file's header is the upright one differs between formats.
+    picture = open_image(Path(path))
+    size = (picture.height, picture.width)
+    return LabelledPicture(name.as_posix(), size, [answers] if isinstance(answers, Mapping) else answers)
 
 
 # COCO -------------------------------------------------------------------------------------------------------------
@@ -185,7 +181,7 @@ def label_studio_rows(tasks: Iterable[Mapping], image_prefix: str = LOCAL_FILES)
         regions, `segmentation` as run lengths with its tight `box`.
 
     Raises:
-        DatasetError: if a region has no phrase or is neither a box nor a brushed mask.
+        DatasetError: if a region has no phrase, or is neither an unrotated box nor a brushed mask.
     """
     rows = []
     for task in tasks:
@@ -245,6 +241,10 @@ def _region_row(result: Mapping, image: str) -> dict:
     height, width = result["original_height"], result["original_width"]
     value = result["value"]
     if result["type"] == "rectanglelabels":
+        if value.get("rotation"):
+            raise DatasetError(
+                f"The box '{result['id']}' on '{image}' is rotated by {value['rotation']:g} degrees; draw it upright."
+            )
         x0, y0 = value["x"] * width / 100, value["y"] * height / 100
         box = [x0, y0, x0 + value["width"] * width / 100, y0 + value["height"] * height / 100]
         return {"box": [round(side, 2) for side in box], "height": height, "width": width}

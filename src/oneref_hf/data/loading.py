@@ -8,14 +8,15 @@
 
 What a file of your own holds (JSON Lines: one object per line; CSV: columns of these names):
 
-- `image`: path, relative to `images` or else to the file; or an http(s) address.
+- `image`: path, relative to `images` or else to the file; or an address: http(s), or another that `datasets` opens.
 - `phrase`: text; in JSON Lines also a list of texts, which gives one record each.
 - `box`: `[x0, y0, x1, y1]` in pixels; in CSV one cell `x0 y0 x1 y1`, or four columns x0, y0, x1, y1. Needed for
   training and evaluation, not for prediction.
 - `box_xywh`, in place of `box`: `[left, top, width, height]` in pixels.
 - `segmentation` (optional): COCO polygons, COCO run lengths, or the path (relative to the file) of a mask picture in
   which the object is not zero.
-- `split` (optional): keeps only the rows of the split asked for, if the file is given by its own path.
+- `split` (optional): keeps only the rows of the split asked for, and those that name none, if the file is given by its
+  own path.
 - `id`, `source`, `expression_type` (optional): text.
 - `height`, `width` (optional): size of the picture; boxes outside it are then found while loading.
 
@@ -39,7 +40,7 @@ from transformers.utils import logging
 
 from . import layouts, records, sources
 from .layouts import ToFields, choose_layout
-from .records import MalformedRow, make_record, record_features
+from .records import MalformedRow, is_address, make_record, record_features
 from .sources import SOURCES, DatasetError, FileSource, LibrarySource
 
 
@@ -50,6 +51,7 @@ _OTHER_NAMES = {"val": ["validation"], "validation": ["val"], "testA": ["test"]}
 _PROBED_ROWS = 1000
 _BATCH_ROWS = 100  # small, because rows may carry pictures
 _SHOWN_PROBLEMS = 10
+_PICTURE_LIST = "metadata"  # the file in which `datasets` finds the texts and boxes of a folder of pictures
 _PICTURES = {"image": "picture", "mask": "mask picture"}
 
 
@@ -105,7 +107,8 @@ def load_referring_dataset(
     Args:
         name_or_path: a file (.jsonl, .csv, .tsv, .json in COCO form, .parquet); a directory with files named after the
             split (`val.jsonl`, `data/val-00000-of-00001.parquet`), of `Dataset.save_to_disk`, or anything else that
-            `datasets.load_dataset` reads; or the name of a data set on the Hub, `OWNER/NAME` or `OWNER/NAME:CONFIG`.
+            `datasets.load_dataset` reads, such as pictures and their `metadata.jsonl`; or the name of a data set on
+            the Hub, `OWNER/NAME` or `OWNER/NAME:CONFIG`.
         split: its name; `val` also finds `validation`, and `testA` finds `test` where there is a testB.
             None takes every row of a file, and is enough where there is only one split.
         streaming: return an `IterableDataset` that reads as it goes and stores nothing.
@@ -141,10 +144,11 @@ def open_referring_data(
         raise DatasetError(f"The folder of pictures '{images}' does not exist.")
     name, found = _find_sources(os.fspath(name_or_path), split, streaming)
     columns = set().union(*(source.columns() for source in found[:1]))
+    of_rows = split is not None and "split" in columns and Path(name_or_path).is_file()
     reader = _Reader(
         to_fields=choose_layout(column_mapping, columns, found[0].name),
         name=name,
-        split=split if Path(name_or_path).is_file() else None,
+        split=_split_of_rows(found[0], split) if of_rows else None,
         images=None if images is None else os.path.abspath(images),
     )
     reader = reader.with_picture_rule(found)
@@ -206,6 +210,8 @@ def _files_of_split(folder: Path, split: str | None) -> list[Path]:
     files = sorted(file for place in (folder, folder / "data") for file in place.glob("*") if file.suffix in SOURCES)
     by_split: dict[str, list[Path]] = {}
     for file in files:
+        if file.stem == _PICTURE_LIST:
+            continue
         by_split.setdefault(file.stem.split("-")[0], []).append(file)
     if not by_split:
         return []
@@ -226,6 +232,24 @@ def _split_name(split: str | None, known, where: str) -> str:
             return name
     wanted = "needs the name of a split" if split is None else f"has no split {split!r}"
     raise DatasetError(f"{where} {wanted}; it has {', '.join(known)}.")
+
+
+def _split_of_rows(source: FileSource, split: str) -> str:
+    """What the rows of a file call a split, read no further than its own name."""
+    names: dict[str, None] = {}
+    for _, row in source.rows():
+        if isinstance(row, dict):
+            names[str(row.get("split") or "")] = None
+            if split in names:
+                return split
+    of_every_split = "" in names
+    names.pop("", None)
+    try:
+        return _split_name(split, names, str(source.path))
+    except DatasetError:
+        if of_every_split:
+            return split
+        raise
 
 
 def _saved_source(path: Path, split: str | None, streaming: bool) -> list[LibrarySource]:
@@ -314,18 +338,16 @@ class _Reader:
                     continue
                 record["id"] += ending
                 record["image"] = self.located(record["image"], source.folder)
-                if record["mask"] is not None and record["mask"]["bytes"] is None:
-                    record["mask"] = {"bytes": None, "path": str(source.folder / record["mask"]["path"])}
+                if _is_in_a_file(record["mask"]):
+                    record["mask"] = _absolute(source.folder, record["mask"]["path"])
                 yield place, record
 
     def located(self, image: dict, folder: Path) -> dict:
         """With an absolute path, unless it is embedded or an address."""
-        path = image["path"]
-        if image["bytes"] is not None or _is_address(path):
+        if not _is_in_a_file(image):
             return image
-        if self.bare_names:
-            path = os.path.basename(path)
-        return {"bytes": None, "path": os.path.join(self.images or os.path.abspath(folder), path)}
+        path = os.path.basename(image["path"]) if self.bare_names else image["path"]
+        return _absolute(self.images or folder, path)
 
     def with_picture_rule(self, found: list[FileSource | LibrarySource]) -> _Reader:
         """Finds out from the first rows whether the pictures lie in `images` with or without their folders."""
@@ -343,12 +365,12 @@ class _Reader:
         return self
 
 
-def _is_address(path: str) -> bool:
-    return path.startswith(("http://", "https://", "data:"))
-
-
 def _is_in_a_file(picture: Mapping | None) -> bool:
-    return picture is not None and picture["bytes"] is None
+    return picture is not None and picture["bytes"] is None and not is_address(picture["path"])
+
+
+def _absolute(folder: str | Path, path: str) -> dict:
+    return {"bytes": None, "path": os.path.join(os.path.abspath(folder), path)}
 
 
 class _PictureFolders:
@@ -366,7 +388,7 @@ class _PictureFolders:
         return next(filter(None, reasons), None)
 
     def problem_of(self, column: str, path: str) -> str | None:
-        if _is_address(path):
+        if is_address(path):
             return None
         folder, name = os.path.split(os.path.normpath(path))
         return None if name in self._names(folder) else f"there is no {_PICTURES[column]} '{path}'"
@@ -448,7 +470,9 @@ def _prepared_file(found: list, reader: _Reader, fingerprint: str) -> Path:
     import pyarrow as pa
     from tqdm.auto import tqdm
 
-    path = Path(datasets.config.HF_DATASETS_CACHE, "oneref_records", f"{fingerprint}.arrow")
+    # Which pictures and masks the paths in the rows mean depends on the folders, too.
+    folders = [os.path.abspath(source.folder) for source in found]
+    path = Path(datasets.config.HF_DATASETS_CACHE, "oneref_records", f"{_hash([fingerprint, *folders])}.arrow")
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -479,13 +503,17 @@ def _prepared(found: list, reader: _Reader) -> Iterator[dict]:
 
 def _fingerprint(found: list, column_mapping, reader: _Reader) -> str:
     code = [inspect.getsource(module) for module in (layouts, records, sources)]
-    code += [inspect.getsource(thing) for thing in (_Reader, _prepared)]
+    code += [inspect.getsource(thing) for thing in (_Reader, _is_in_a_file, _absolute, _prepared)]
     parts = {
         "code": code,
         "sources": [source.identity() for source in found],
         "mapping": column_mapping if column_mapping is None or isinstance(column_mapping, str) else {**column_mapping},
         "reader": [reader.name, reader.split, reader.images, reader.bare_names],
     }
+    return _hash(parts)
+
+
+def _hash(parts) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

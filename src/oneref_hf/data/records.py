@@ -59,7 +59,6 @@ ROW_FIELDS = (
 MAX_PHRASE = 10_000
 MAX_COORDINATE = 1_000_000
 MAX_SIDE = 100_000
-_PICTURE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class MalformedRow(ValueError):
@@ -140,24 +139,46 @@ def open_image(value) -> Image.Image:
     """The picture of a record, decoded or not, as a PIL image.
 
     Args:
-        value: PIL image, path, http(s) or data address, or `{"path": ..., "bytes": ...}` as `datasets` stores it.
+        value: PIL image, path, http(s) or data address, another that `datasets` opens (such as hf:// and zip://), or
+            `{"path": ..., "bytes": ...}` as `datasets` stores it.
 
     Raises:
-        ValueError: if there is no such file, or it is not a readable picture.
+        ImportError: if only `datasets` opens such an address and it is not installed.
+        ValueError: if there is no such file or answer, or it is not a readable picture.
     """
     if isinstance(value, Mapping) and value["bytes"] is None:
         value = value["path"]
+    if isinstance(value, str) and is_address(value) and not value.startswith(("http://", "https://", "data:")):
+        value = {"path": value, "bytes": _fetched(value)}
     if isinstance(value, Mapping):
         try:
             picture = Image.open(io.BytesIO(value["bytes"]))
             picture.load()
-        except _PICTURE_ERRORS as error:
+        except Exception as error:  # decoders fail in every possible way
             raise ValueError(f"The embedded image {value['path'] or ''!r} is not readable: {error}") from error
         return picture
     try:
         return flatten_images(value)[0]
     except FileNotFoundError as error:
         raise ValueError(str(error)) from error
+
+
+def is_address(path: str) -> bool:
+    """Whether a picture is not in a file of this machine's, but at an address of any kind."""
+    return "://" in path or path.startswith("data:")
+
+
+def _fetched(address: str) -> bytes:
+    """What a data set that is streamed, or read from an archive, has at hf://..., zip://...::..., and so on."""
+    try:
+        from datasets.utils.file_utils import xopen
+    except ImportError as error:
+        raise ImportError(f"Opening {address!r} needs datasets: pip install oneref-hf[train].") from error
+    try:
+        with xopen(address, "rb") as file:
+            return file.read()
+    except Exception as error:  # whatever the network or the archive says
+        raise ValueError(f"No picture could be read from {address!r}: {error}") from error
 
 
 def target_mask(record: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray | None:
@@ -348,6 +369,7 @@ __all__ = [
     "ROW_FIELDS",
     "MalformedRow",
     "has_segmentation",
+    "is_address",
     "make_record",
     "open_image",
     "record_features",

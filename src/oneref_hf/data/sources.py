@@ -25,6 +25,8 @@ CSV_CORNERS = ("x0", "y0", "x1", "y1")
 _ROWS_FOR_COLUMNS = 100
 # Small, because rows may carry pictures.
 _PARQUET_ROWS = 64
+# Enough for any mask; bounded, as a quote that is never closed makes the rest of a file one cell.
+_CSV_CHARACTERS = 2**24
 
 
 class DatasetError(ValueError):
@@ -92,6 +94,7 @@ class CsvSource(FileSource):
     """
 
     def rows(self) -> Rows:
+        csv.field_size_limit(max(csv.field_size_limit(), _CSV_CHARACTERS))
         # Bytes that are not UTF-8 become lone surrogates, which the check of the row then finds.
         with open(self.path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",")
@@ -142,8 +145,11 @@ class CocoSource(FileSource):
 
 
 def _key(entry: dict, name: str = "id") -> str:
-    """Identifiers are numbers or texts, never anything that cannot be a key."""
-    return json.dumps(entry.get(name))
+    """Identifiers are numbers or texts, never anything that cannot be a key; 7, 7.0 and "7" are one."""
+    identifier = entry.get(name)
+    if isinstance(identifier, float) and identifier.is_integer():
+        identifier = int(identifier)
+    return identifier if isinstance(identifier, str) else json.dumps(identifier)
 
 
 def _coco_row(annotation: Any, images: dict[str, dict]) -> dict | MalformedRow:

@@ -22,7 +22,7 @@ from .wording import say
 
 
 SPLITS = ("train", "val", "test", "compositional")
-SIZES = (96, 512)
+SIZES = (96, 4096)  # pixels: smaller ones leave next to nothing of small objects
 _SAMPLE_STREAM, _TYPE_STREAM, _FURTHER_STREAM = 0, 1, 2
 
 

@@ -23,14 +23,12 @@ class Measurements:
 
     boxes_xyxy: `(N, 4)` of the visible part.
     areas: `(N,)` of the visible part.
-    visible: `(N,)`, share of the object that is visible.
     overlaps: `(N, N)`, area shared by two objects, hidden or not, over that of the smaller one.
     covers: `(N, N)`, area in which object i is seen where object j would be, over that of the smaller one.
     """
 
     boxes_xyxy: np.ndarray
     areas: np.ndarray
-    visible: np.ndarray
     overlaps: np.ndarray
     covers: np.ndarray
 
@@ -54,7 +52,6 @@ def measure(scene: Scene) -> Measurements | None:
     return Measurements(
         boxes_xyxy=np.array([tight_box(layer) for layer in seen]) / _CELLS,
         areas=seen_cells / _CELLS**2,
-        visible=seen_cells / cells,
         overlaps=flat @ flat.T / smaller,
         covers=flat_seen @ flat.T / smaller,
     )

@@ -212,7 +212,7 @@ class _Proposer:
 
     def _weight(self, target: int, names: _Names) -> float:
         weight = 1 if "shape" in names else _NOUNLESS
-        for name in names - {"shape"}:
+        for name in sorted(names - {"shape"}):  # in one order everywhere: products of floats depend on it
             weight *= _WEIGHTS[self.view.scene.objects[target].material if name == "material" else name]
         return weight
 

@@ -7,8 +7,6 @@ import functools
 import io
 import json
 import multiprocessing
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ...complete_output import complete_directory
 from .builder import SceneError, check_arguments, scene_sample
 
 
@@ -50,8 +49,10 @@ def write_scenes(
         raise SceneError("No split has any scenes; give the number of scenes of at least one.")
     if processes < 1:
         raise SceneError(f"{processes} processes cannot draw anything; give at least 1.")
-    schema = _schema()
-    with _new_directory(Path(output)) as folder, processes_map(processes) as mapper:
+    schema, output = _schema(), Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise SceneError(f"{output} already exists; choose another output directory.")
+    with complete_directory(output) as folder, processes_map(processes) as mapper:
         (folder / "data").mkdir()
         for split, count in counts.items():
             files = [range(start, min(start + _ROWS_PER_FILE, count)) for start in range(0, count, _ROWS_PER_FILE)]
@@ -59,7 +60,7 @@ def write_scenes(
                 path = folder / "data" / f"{split}-{number:05d}-of-{len(files):05d}.parquet"
                 _write_file(path, schema, mapper, functools.partial(_rows, split, seed, size), indices)
         (folder / "README.md").write_text(_card(counts, seed, size), encoding="utf-8")
-    return Path(output)
+    return output
 
 
 def _schema():
@@ -136,21 +137,6 @@ def _card(counts: Mapping[str, int], seed: int, size: int) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-@contextmanager
-def _new_directory(output: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name when it is complete."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise SceneError(f"{output} already exists; choose another output directory.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp makes it private
-        folder.replace(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 __all__ = ["processes_map", "write_scenes"]
