@@ -158,7 +158,8 @@ def place(tmp_path, original_checkpoint, fixtures_dir, hub, monkeypatch) -> Path
 def commands_of(block: Block) -> list[list[str]]:
     """The simple commands of a shell block, as lists of words."""
     lines = block.text.replace("\\\n", " ").splitlines()
-    return [shlex.split(part, comments=True) for line in lines for part in line.split(" && ") if part.strip()]
+    words = [shlex.split(part, comments=True) for line in lines for part in line.split(" && ")]
+    return [command for command in words if command]  # neither empty lines nor those that are comments
 
 
 def started_with(command: list[str], table: dict) -> str | None:

@@ -143,16 +143,17 @@ def test_a_card_says_what_was_missed(script):
 
 def test_shipping(script, tmp_path, capsys):
     facts = tmp_path / "results.json"
-    facts.write_text(json.dumps({"splits": results()}))
+    facts.write_text(json.dumps({"protocol": "picture", "splits": results()}))
     output = tmp_path / "shipped"
     command = ["--model", str(SMALL_MODEL), "--results", str(facts), "--output", str(output)]
     assert script.main(command) == script.main(command) == 0
     assert {path.name for path in output.iterdir()} == {*script.FILES, "README.md"}
     assert (output / "model.safetensors").read_bytes() == (SMALL_MODEL / "model.safetensors").read_bytes()
-    assert reached((output / "README.md").read_text())["relation"] == 0.86
+    card = (output / "README.md").read_text()
+    assert reached(card)["relation"] == 0.86 and "--protocol picture" in card
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "shipped"]
     capsys.readouterr()
-    facts.write_text(json.dumps({"splits": {"test": {}}}))
+    facts.write_text(json.dumps({"protocol": "picture", "splits": {"test": {}}}))
     assert script.main(command) == 1
     assert "lacks scores of test or compositional" in capsys.readouterr().err
     assert script.main([*command[2:], "--model", str(tmp_path)]) == 1

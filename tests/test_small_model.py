@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from oneref_hf import OneRefConfig, OneRefForGrounding, OneRefForPreTraining, OneRefProcessor, VqkdModel
+from oneref_hf import OneRefConfig, OneRefForPreTraining, OneRefForSegmentation, OneRefProcessor, VqkdModel
 from oneref_hf.data.scenes import SceneRecords, scene_phrases, scene_sample, scene_words, vocabulary
 from oneref_hf.data.scenes.objects import COLOURS
 from oneref_hf.data.scenes.shapes import SHAPES
@@ -160,8 +160,9 @@ class TestPretraining:
             assert torch.equal(scenes.shown[number] == sample.target + 1, prepared["mask_labels"][0].bool())
             assert len(scenes.shown[number].unique()) == 1 + len(sample.scene.objects)
             torch.testing.assert_close(scenes.boxes[number, sample.target], prepared["box_labels"][0])
-            ids, target = scenes.phrases[number][0]
-            assert ids == prepared["input_ids"][0].tolist() and target == sample.target
+            ids, target, kind = scenes.phrases[number][0]
+            assert ids == prepared["input_ids"][0].tolist()
+            assert (target, kind) == (sample.target, sample.expression_type)
             pixels = scenes.pixel_values[number].float() / 255
             statistics = (processor.image_processor.image_mean, processor.image_processor.image_std)
             mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in statistics)
@@ -175,7 +176,7 @@ class TestPretraining:
 
     def test_mirrored_scenes_are_scenes(self, tokenizer, processor, scenes):
         """Mirroring picture and words twice changes nothing; a place that a phrase names moves with its object."""
-        model = OneRefForGrounding(tiny_config(tokenizer))
+        model = OneRefForSegmentation(tiny_config(tokenizer))
         lesson = _Lesson(model, processor).eval()
         ids = torch.tensor(tokenizer("the leftmost star right of the left one")["input_ids"])
         assert tokenizer.decode(lesson.mirrored[ids], skip_special_tokens=True).strip() == (
@@ -188,11 +189,11 @@ class TestPretraining:
             shown=scenes.shown.flip(-1),
             boxes=scenes.boxes * torch.tensor([-1.0, 1, 1, 1]) + torch.tensor([1.0, 0, 0, 0]),
             phrases=[
-                [(lesson.mirrored[torch.tensor(ids)].tolist(), target) for ids, target in phrases]
+                [(lesson.mirrored[torch.tensor(ids)].tolist(), *others) for ids, *others in phrases]
                 for phrases in scenes.phrases
             ],
         )
-        chosen, spoken = torch.arange(6), torch.rand(6)
+        chosen, spoken = torch.arange(6), torch.tensor([0, 1, 2, 2, 1, 0])
         with torch.no_grad():
             losses, _ = lesson(scenes, chosen, spoken, mirror=True)
             expected, _ = lesson(flipped, chosen, spoken)
@@ -203,11 +204,45 @@ class TestPretraining:
 
     def test_cells_of_patches_are_those_of_the_mask_head(self, tokenizer, processor, scenes):
         """Patch by patch and row by row, as `OneRefMaskHead` lays out its logits."""
-        lesson = _Lesson(OneRefForGrounding(tiny_config(tokenizer)), processor)
+        lesson = _Lesson(OneRefForSegmentation(tiny_config(tokenizer)), processor)
         cells = lesson._cells(scenes.shown).view(6, 64, 64, 4)
         for number, row, column in ((0, 0, 0), (1, 17, 90), (2, 127, 127), (3, 64, 30)):
             patch, cell = row // 16 * 8 + column // 16, row % 16 // 2 * 8 + column % 16 // 2
             assert cells[number, patch, cell, row % 2 * 2 + column % 2] == scenes.shown[number, row, column]
+        shares = (scenes.shown == 1).float()
+        picture = lesson._picture((lesson._cells(scenes.shown) == 1).float().mean(-1))
+        torch.testing.assert_close(picture, torch.nn.functional.avg_pool2d(shares, 2))
+
+    def test_masks_are_those_that_the_model_answers_with(self, tokenizer, processor, scenes):
+        """`miou` is the mean IoU of the model's answers with the drawn masks at its resolution."""
+        torch.manual_seed(0)
+        model = OneRefForSegmentation(tiny_config(tokenizer)).eval()
+        ids, target, _ = scenes.phrases[2][1]
+        with torch.no_grad():
+            _, answers = _Lesson(model, processor).eval()(scenes, torch.tensor([2]), torch.tensor([1]))
+            pixels = scenes.pixel_values[2:3].float() / 255
+            statistics = (processor.image_processor.image_mean, processor.image_processor.image_std)
+            mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in statistics)
+            outputs = model(pixel_values=(pixels - mean) / deviation, input_ids=torch.tensor([ids]))
+        found = outputs.pred_masks[0] > 0
+        inside = torch.nn.functional.avg_pool2d((scenes.shown[2:3] == target + 1).float(), 2)[0] >= 0.5
+        assert 0 < (found & inside).sum() < (found | inside).sum()
+        torch.testing.assert_close(answers["miou"].item(), ((found & inside).sum() / (found | inside).sum()).item())
+
+    def test_hard_types_are_learnt_from_more_often(self, tokenizer, processor, scenes, monkeypatch):
+        """As often as the weights say, over many draws of the phrases."""
+        said = []
+
+        def lesson(self, scenes, chosen, spoken, mirror=False):
+            said.extend(scenes.phrases[scene][phrase][-1] for scene, phrase in zip(chosen.tolist(), spoken.tolist()))
+            return {"loss": next(self.parameters()).sum()}, {}
+
+        many = dataclasses.replace(scenes, phrases=[[([0], 0, "place"), ([0], 0, "ordinal")]] * 6)
+        monkeypatch.setattr(_Lesson, "forward", lesson)
+        monkeypatch.setattr(_Lesson, "examine", lambda *_: {})
+        monkeypatch.setattr("oneref_hf.small_model_pretraining._HELD_OUT", 0)
+        pretrain(OneRefForSegmentation(tiny_config(tokenizer)), processor, many, steps=200, batch_size=6)
+        assert said.count("ordinal") / len(said) == pytest.approx(2.0 / 2.6, abs=0.05)
 
     def test_it_learns_and_continues_where_it_was_stopped(self, tokenizer, processor, tmp_path, monkeypatch):
         drawn = pictures(90)
@@ -270,7 +305,7 @@ def test_starting_point_is_complete_and_never_overwritten(tmp_path, tmp_path_fac
 
     monkeypatch.setattr(Path, "unlink", keep)
     paths, scores = write_starting_point(tmp_path, pictures(90), steps=2, scenes=248)
-    assert all(0 <= score <= 1 for score in scores.values()) and {"accuracy", "pointing"} <= set(scores)
+    assert all(0 <= score <= 1 for score in scores.values()) and {"accuracy", "miou", "pointing"} <= set(scores)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scenes-start", "scenes-visual-tokenizer"]
     processor = OneRefProcessor.from_pretrained(paths["start"])
     model = OneRefForPreTraining.from_pretrained(paths["start"])
@@ -298,10 +333,10 @@ def test_starting_point_is_complete_and_never_overwritten(tmp_path, tmp_path_fac
     again, _ = write_starting_point(
         tmp_path / "again", pictures(90), steps=1, scenes=248, seed=1, learning_rate=0.0, weights=paths["start"]
     )
-    model = OneRefForGrounding.from_pretrained(paths["start"])
-    for name, weight in OneRefForGrounding.from_pretrained(again["start"]).state_dict().items():
-        torch.testing.assert_close(weight, model.state_dict()[name], msg=name)
+    weights = dict(OneRefForSegmentation.from_pretrained(paths["start"]).named_parameters())
+    for name, weight in OneRefForSegmentation.from_pretrained(again["start"]).named_parameters():
+        torch.testing.assert_close(weight, weights[name], msg=name)
     other = tmp_path / "other"
-    OneRefForGrounding(OneRefConfig(**TINY, image_size=64)).save_pretrained(other)
+    OneRefForSegmentation(OneRefConfig(**TINY, image_size=64)).save_pretrained(other)
     with pytest.raises(ValueError, match="is not a model for drawn scenes"):
         write_starting_point(tmp_path / "third", pictures(90), steps=1, scenes=248, weights=other)

@@ -3,7 +3,7 @@
 
     accelerate launch training/finetune.py training/recipes/scenes_rec_res.yaml
     python training/evaluate.py --model outputs/scenes_rec_res/fine-tuning/finished --dataset converted/scenes \\
-        --split test compositional --output outputs/scenes-evaluation
+        --split test compositional --protocol picture --output outputs/scenes-evaluation
     python training/ship_small_model.py --model outputs/scenes_rec_res/fine-tuning/finished \\
         --results outputs/scenes-evaluation/results.json
 
@@ -61,7 +61,8 @@ def ship(model: Path, results: Path, output: Path) -> None:
         raise ShippingError(
             f"The weights have {size / 1e6:.1f} MB, more than the {MAX_BYTES / 1e6:.0f} that may ship."
         )
-    scores = json.loads(results.read_text(encoding="utf-8"))["splits"]
+    told = json.loads(results.read_text(encoding="utf-8"))
+    scores = told["splits"]
     if not set(SPLITS) <= set(scores):
         raise ShippingError(f"'{results}' lacks scores of {' or '.join(SPLITS)}; evaluate both splits.")
     with complete_directory(output) as folder:
@@ -73,6 +74,7 @@ def ship(model: Path, results: Path, output: Path) -> None:
         card = TEMPLATE.read_text(encoding="utf-8").format(
             aims=aims_table(scores),
             types=types_table(scores),
+            protocol=told["protocol"],
             megabytes=f"{size / 1e6:.0f}",
             millions=f"{_parameters(model / 'model.safetensors') / 1e6:.1f}",
         )

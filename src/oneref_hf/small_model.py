@@ -28,7 +28,7 @@ from .configuration_vqkd import VqkdConfig
 from .data.scenes import scene_phrases, vocabulary
 from .image_processing_pil_oneref import OneRefImageProcessorPil
 from .modeling_beit3 import POSITION_OFFSET
-from .modeling_oneref import OneRefForGrounding
+from .modeling_oneref import OneRefForSegmentation
 from .modeling_vqkd import VqkdModel
 from .processing_oneref import OneRefProcessor
 from .recipes import MODEL_SIZES
@@ -77,7 +77,7 @@ def small_processor(tokenizer: XLMRobertaTokenizer) -> OneRefProcessor:
 @torch.no_grad()
 def fresh_model(
     tokenizer: XLMRobertaTokenizer, visual_tokenizer: VqkdModel, pictures: Sequence[Image.Image], seed: int = 0
-) -> OneRefForGrounding:
+) -> OneRefForSegmentation:
     """A model that has learnt nothing yet, but starts where learning is quick. Sets the global seed.
 
     BEiT-3's initialisation is meant for 768 dimensions and a million steps. At 128 dimensions weights are wider, so
@@ -95,7 +95,7 @@ def fresh_model(
         visual_vocab_size=VISUAL_VOCAB_SIZE,
         initializer_range=_INITIALIZER_RANGE,
     )
-    model = OneRefForGrounding(config)
+    model = OneRefForSegmentation(config)
     encoder = model.oneref.beit3
     vision, text = encoder.vision_embeddings, encoder.text_embeddings
     grid, width = IMAGE_SIZE // PATCH_SIZE, config.hidden_size
@@ -245,7 +245,7 @@ def write_starting_point(
     if weights is None:
         model = fresh_model(processor.tokenizer, visual_tokenizer, pictures, seed)
     else:
-        model = OneRefForGrounding.from_pretrained(weights)
+        model = OneRefForSegmentation.from_pretrained(weights)
         if model.config.vocab_size != len(processor.tokenizer) or model.config.image_size != IMAGE_SIZE:
             raise ValueError(
                 f"'{weights}' is not a model for drawn scenes; give one that an earlier call has written."

@@ -4,10 +4,10 @@
 OneRef starts from an encoder that has read millions of captioned pictures. From random weights fine-tuning alone does
 not get there in reasonable time: a phrase's one box and one mask say next to nothing about what a star is. In drawn
 scenes every object is known. So while picture and phrase go through the encoder together, every patch has to name
-what it shows (colour, shape, material and size) and to find box and outline of the object it lies on, besides the box
-and the patches that the phrase means. And every patch has to tell the phrase's box: OneRef's box head averages patches
-with nearly even weights (the softmax of cosines), so that an answer known to a few of them gets lost. The layer that
-says all this is thrown away afterwards.
+what it shows (colour, shape, material and size) and to find box and outline of the object it lies on, besides the
+patches, box and mask of what the phrase means, which the model's own heads tell. And every patch has to tell the
+phrase's box: OneRef's box head averages patches with nearly even weights (the softmax of cosines), so that an answer
+known to a few of them gets lost. The layer that says all this is thrown away afterwards.
 """
 
 from __future__ import annotations
@@ -30,15 +30,26 @@ from .data.scenes.geometry import tight_box, visible_parts
 from .data.scenes.objects import COLOURS, MATERIALS, OBJECT_COUNTS
 from .data.scenes.shapes import SHAPES
 from .data.scenes.storage import processes_map
-from .loss_oneref import box_giou_loss, box_l1_loss
-from .metrics import box_iou
-from .modeling_oneref import OneRefForGrounding
+from .loss_oneref import box_giou_loss, box_l1_loss, mask_dice_loss
+from .metrics import box_iou, mask_iou
+from .modeling_oneref import OneRefForSegmentation
 from .processing_oneref import OneRefProcessor
 from .small_model_optimizer import Muon
 
 
 _SPLIT = "train"
 _PHRASES = 6  # per scene, of different types
+# How often phrases are learnt from, by type: the hard ones more.
+_TYPE_WEIGHTS = {
+    "category": 1.5,
+    "attribute": 1.0,
+    "place": 0.6,
+    "superlative": 1.2,
+    "ordinal": 2.0,
+    "relation": 1.5,
+    "two_step": 2.5,
+    "negation": 0.8,
+}
 _NAMES = {"colour": list(COLOURS), "shape": list(SHAPES), "material": list(MATERIALS)}
 _NAMES["size"] = [None, "small", "medium", "large"]
 # How much each counts: shapes are by far the hardest to tell.
@@ -50,6 +61,8 @@ _HEAD_WEIGHT = 2.0  # of the box that the model answers with: it is what matters
 _SCALE, _OFFSET = 10.0, -5.0
 _CELL = 2  # pixels: a cell of the mask head's grid, in which outlines are told
 _OUTLINE_WEIGHT, _MASK_WEIGHT = 2.0, 8.0
+_MASK_SCALE = 8.0  # a mask's cosine as a logit, before training adjusts it
+_MASKED = 3  # the mask head, which costs as much as all the rest, learns from one phrase in so many
 _REACH = 0.3  # of the picture's side: how far from a patch the centre of its object may lie
 _SIZE_OFFSET = -1.5  # of the logit of an object's width and height: they are small at first
 _MIRRORED = (("left", "right"), ("leftmost", "rightmost"))
@@ -67,7 +80,7 @@ class NamedScenes:
     shown: uint8 `(N, S, S)`, the object that each pixel shows, from 1 on; 0 is the background.
     boxes: `(N, 9, 4)`, centre and size in sides of the canvas, as `box_labels`; 0 where there is no object.
     names: int8 `(N, 9, 4)`, colour, shape, material and size of each object as numbers; -1 where there is no object.
-    phrases: per picture some `(token ids, number of the object)`.
+    phrases: per picture some `(token ids, number of the object, expression type)`.
     """
 
     pixel_values: torch.Tensor
@@ -104,12 +117,14 @@ def _draw(number: int, processor: OneRefProcessor, seed: int):
         x0, y0, x1, y1 = tight_box(shown == place + 1)
         boxes[place] = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / side
         names[place] = [known.index(getattr(placed, name)) for name, known in _NAMES.items()]
-    phrases = [(processor.tokenizer(said.phrase)["input_ids"], said.target) for said in expressions]
+    phrases = [
+        (processor.tokenizer(said.phrase)["input_ids"], said.target, said.expression_type) for said in expressions
+    ]
     return np.round(prepared["pixel_values"][0] * 255).astype(np.uint8), shown, boxes, names, phrases
 
 
 def pretrain(
-    model: OneRefForGrounding,
+    model: OneRefForSegmentation,
     processor: OneRefProcessor,
     scenes: NamedScenes,
     steps: int,
@@ -122,8 +137,9 @@ def pretrain(
     """Trains the model, in place, on its device; mirrored scenes (and phrases) count as further ones.
 
     The losses: binary cross entropy between the patches' similarities with the phrase and the patches of its object;
-    L1 and generalised IoU of the box; for every patch, of its own object, cross entropies of the four names,
-    generalised IoU of the box and binary cross entropy of the outline; and box and outline of the phrase's object.
+    L1 and generalised IoU of the box; binary cross entropy and dice of the mask, whose cosines count as logits at a
+    scale that is learnt, too; for every patch, of its own object, cross entropies of the four names, generalised IoU
+    of the box and binary cross entropy of the outline; and box and outline of the phrase's object.
 
     Args:
         scenes: those to learn from; the last 200 are kept for the result.
@@ -132,8 +148,9 @@ def pretrain(
             continues; it is left there.
 
     Returns:
-        of pictures not learnt from: `accuracy` (boxes with an IoU above 0.5), `pointing` (how often the patch most
-        similar to the phrase is its object's) and the accuracies of `colour`, `shape`, `material` and `size`.
+        of pictures not learnt from: `accuracy` (boxes with an IoU above 0.5), `miou` of the masks, `pointing` (how
+        often the patch most similar to the phrase is its object's) and the accuracies of `colour`, `shape`, `material`
+        and `size`.
 
     Raises:
         ValueError: if there are too few scenes for a batch, or the checkpoint belongs to another run.
@@ -153,6 +170,7 @@ def pretrain(
         Muon(matrices, weight_decay=_WEIGHT_DECAY),
         torch.optim.AdamW(others, weight_decay=_WEIGHT_DECAY, betas=_BETAS),
     )
+    weights = [torch.tensor([_TYPE_WEIGHTS[kind] for _, _, kind in said]) for said in scenes.phrases]
     generator = torch.Generator().manual_seed(seed)
     facts = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "scenes": number, "seed": seed}
     done = _restore(checkpoint, facts, lesson, optimizers, generator)
@@ -166,7 +184,7 @@ def pretrain(
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
         chosen = torch.randint(number, (batch_size,), generator=generator)
-        spoken = torch.rand(batch_size, generator=generator)
+        spoken = torch.cat([weights[scene].multinomial(1, generator=generator) for scene in chosen.tolist()])
         mirror = torch.rand((), generator=generator) < 0.5
         losses, _ = lesson(scenes, chosen, spoken, bool(mirror))
         for optimizer in optimizers:
@@ -185,14 +203,16 @@ def pretrain(
 class _Lesson(nn.Module):
     """The model with what only this training needs: the layer that names, and cosines as logits."""
 
-    def __init__(self, model: OneRefForGrounding, processor: OneRefProcessor):
+    def __init__(self, model: OneRefForSegmentation, processor: OneRefProcessor):
         super().__init__()
         self.model = model
         self.cells = (model.config.patch_size // _CELL) ** 2
         # An object's presence, names, box and outline; then the outline and the box of what the phrase means.
         self.parts = [1, *map(len, _NAMES.values()), 4, self.cells, self.cells, 4]
         self.naming = nn.Linear(model.config.hidden_size, sum(self.parts))
-        self.scale, self.offset = (nn.Parameter(torch.tensor(value)) for value in (_SCALE, _OFFSET))
+        self.scale, self.offset, self.mask_scale = (
+            nn.Parameter(torch.tensor(value)) for value in (_SCALE, _OFFSET, _MASK_SCALE)
+        )
         side = model.config.image_size // model.config.patch_size
         places = (torch.arange(side) + 0.5) / side
         rows, columns = torch.meshgrid(places, places, indexing="ij")
@@ -214,20 +234,17 @@ class _Lesson(nn.Module):
 
         Args:
             chosen: numbers of scenes `(B,)`.
-            spoken: in [0, 1), which of the phrases of each.
+            spoken: which of the phrases of each, `(B,)`.
         """
-        said = [
-            scenes.phrases[scene][int(share * len(scenes.phrases[scene]))]
-            for scene, share in zip(chosen.tolist(), spoken.tolist())
-        ]
-        ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids, _ in said], True, self.padding)
+        said = [scenes.phrases[scene][phrase] for scene, phrase in zip(chosen.tolist(), spoken.tolist())]
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids, *_ in said], True, self.padding)
         pixels, shown, boxes, names = (
             tensor[chosen] for tensor in (scenes.pixel_values, scenes.shown, scenes.boxes, scenes.names)
         )
         if mirror:
             ids, pixels, shown, boxes = self.mirrored[ids], pixels.flip(-1), shown.flip(-1), boxes.clone()
             boxes[..., 0] = 1 - boxes[..., 0]
-        targets = torch.tensor([target for _, target in said])
+        targets = torch.tensor([target for _, target, _ in said])
         batch = (ids, pixels, shown, boxes, names.long(), targets)
         ids, pixels, shown, boxes, names, targets = (tensor.to(self.centres.device) for tensor in batch)
 
@@ -241,6 +258,7 @@ class _Lesson(nn.Module):
             input_ids=ids,
             attention_mask=(ids != self.padding).long(),
             output_hidden_states=True,
+            predict_masks=False,
         )
         each = torch.arange(len(ids), device=ids.device)
         wanted, box = coverage[each, targets], boxes[each, targets]
@@ -280,6 +298,13 @@ class _Lesson(nn.Module):
         losses["meant_box"] = box_giou_loss(meant, everywhere) + _BOX_L1_WEIGHT * box_l1_loss(meant, everywhere)
         cells = (shown == targets[:, None, None, None] + 1).float().mean(-1)
         losses["meant_outline"] = _MASK_WEIGHT * cross_entropy(meant_outline, cells)
+        # The mask that the model answers with.
+        part = slice(None, None, _MASKED if self.training else 1)
+        masks = self.model.mask_head(patches[part], outputs.text_embeds[part], (self.side, self.side))
+        wanted, logits = self._picture(cells[part]), self.mask_scale * masks
+        losses["mask"] = _MASK_WEIGHT * cross_entropy(logits, wanted)
+        losses["mask_dice"] = mask_dice_loss(logits, wanted)
+        answers["miou"] = mask_iou(masks, wanted >= 0.5)
         return losses, answers
 
     def _cells(self, shown: torch.Tensor) -> torch.Tensor:
@@ -288,12 +313,18 @@ class _Lesson(nn.Module):
         shown = shown.view(-1, self.side, across, _CELL, self.side, across, _CELL)
         return shown.permute(0, 1, 4, 2, 5, 3, 6).reshape(len(shown), self.side**2, self.cells, _CELL**2)
 
+    def _picture(self, cells: torch.Tensor) -> torch.Tensor:
+        """From cells of each patch `(B, P, cells)` to a picture of them `(B, h, w)`."""
+        across = self.patch_size // _CELL
+        cells = cells.view(-1, self.side, self.side, across, across).transpose(2, 3)
+        return cells.reshape(len(cells), self.side * across, self.side * across)
+
     @torch.no_grad()
     def examine(self, scenes: NamedScenes, start: int) -> dict[str, float]:
         """The share of right answers about the scenes from `start` on, all their phrases."""
         self.eval()
         chosen = [number for number in range(start, len(scenes.phrases)) for _ in scenes.phrases[number]]
-        spoken = [(place + 0.5) / len(phrases) for phrases in scenes.phrases[start:] for place in range(len(phrases))]
+        spoken = [place for phrases in scenes.phrases[start:] for place in range(len(phrases))]
         right: dict[str, list[torch.Tensor]] = {}
         for part, which in zip(torch.tensor(chosen).split(100), torch.tensor(spoken).split(100)):
             for name, answers in self(scenes, part, which)[1].items():
