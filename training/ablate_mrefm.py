@@ -44,6 +44,7 @@ ARMS = {
 SPLITS = ("test", "compositional")
 METRIC = "accuracy@0.5"
 _EPOCHS = 2  # of fine-tuning after an epoch of pre-training
+_LEARNING_RATE = "3.0e-4"  # of fine-tuning: that of pre-training
 
 
 class AblationError(Exception):
@@ -75,9 +76,10 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> dict:
         start = str(place / "pre-training" / "finished")
     epochs = _EPOCHS if changes is not None else _EPOCHS + 1
     place = folder / "rec"
-    arguments = ["--model.init", start, "--stages.fine-tuning.epochs", str(epochs), "--output_dir", str(place)]
+    arguments = ["--model.init", start, "--output_dir", str(place)]
+    arguments += ["--stages.fine-tuning.epochs", str(epochs), "--stages.fine-tuning.learning_rate", _LEARNING_RATE]
     # Boxes alone: the mask head would double the time of a step, and pre-training has none.
-    boxes_alone = ["--stages.warm-up", "null"]
+    boxes_alone = []
     for name in ("focal", "dice"):
         boxes_alone += [f"--stages.fine-tuning.losses.mask_{name}", "false"]
     metric = ["--evaluation.metric", METRIC]
