@@ -2,9 +2,9 @@
 """What the benchmarks share: published sizes, made-up inputs, time, peak memory, and what the machine can do."""
 
 import argparse
+import re
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -122,45 +122,35 @@ def machine(device: str = "cpu") -> str:
 class PeakMemory:
     """The most memory that the body of a `with` needed beyond what was in use when this was made: `megabytes`.
 
-    On an accelerator what PyTorch allocated, on a CPU the resident memory, looked at every few milliseconds. The
-    allocator keeps a part of what was freed, so measure the small before the large.
+    On an accelerator what PyTorch allocated, on a CPU the resident memory, whose highest mark Linux keeps; elsewhere
+    NaN. The allocator keeps a part of what was freed, so measure the small before the large.
     """
 
     def __init__(self, device: str = "cpu"):
         self.device, self.megabytes = device, float("nan")
-        self._before = _resident_bytes() if device == "cpu" else torch.cuda.memory_allocated()
+        self._before = _resident_bytes("VmRSS") if device == "cpu" else torch.cuda.memory_allocated()
 
     def __enter__(self):
         if self.device != "cpu":
             torch.cuda.reset_peak_memory_stats()
-            return self
-        self._peak = _resident_bytes()
-        self._done = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
+        elif _MARK.exists():
+            _MARK.write_text("5")  # from now on
         return self
 
-    def _watch(self):
-        while not self._done.wait(0.003):
-            self._peak = max(self._peak, _resident_bytes())
-
     def __exit__(self, *_):
-        if self.device == "cpu":
-            self._done.set()
-            self._watcher.join()
-        else:
-            self._peak = torch.cuda.max_memory_allocated()
-        self.megabytes = (self._peak - self._before) / 1e6
+        peak = _resident_bytes("VmHWM") if self.device == "cpu" else torch.cuda.max_memory_allocated()
+        self.megabytes = (peak - self._before) / 1e6
 
 
-def _resident_bytes() -> int:
-    """Of this process; only Linux tells."""
-    statistics_of_memory = Path("/proc/self/statm")
-    if not statistics_of_memory.exists():
-        return 0
-    import resource
+_MARK = Path("/proc/self/clear_refs")  # the highest mark is reset by what is written here
 
-    return int(statistics_of_memory.read_text().split()[1]) * resource.getpagesize()
+
+def _resident_bytes(name: str) -> float:
+    """Of this process, now (`VmRSS`) or at most (`VmHWM`); NaN where the system does not tell."""
+    if not _MARK.exists():
+        return float("nan")
+    (line,) = re.findall(rf"^{name}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return 1024 * int(line)
 
 
 def print_row(*cells) -> None:
