@@ -95,10 +95,19 @@ def visible_layers(page) -> list[str]:
 
 
 def stage_pixels(page, path: Path) -> np.ndarray:
-    page.wait_for_function("[...document.querySelectorAll('.oneref-stage img')].every(image => image.complete)")
-    page.locator(".oneref-stage").screenshot(path=path)
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB")).astype(int)
+    """What is seen on the stage, once it is painted: a layer that is shown again is decoded some time later."""
+    page.evaluate(
+        "Promise.all([...document.querySelectorAll('.oneref-stage img:not([hidden])')].map(image => image.decode()))"
+    )
+    before = None
+    for _ in range(20):
+        page.locator(".oneref-stage").screenshot(path=path)
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        if before is not None and np.array_equal(pixels, before):
+            return pixels
+        before = pixels
+    raise AssertionError("the stage does not come to rest")
 
 
 def test_two_phrases_are_answered(served, visit, coffee, finder, screenshots, tmp_path):

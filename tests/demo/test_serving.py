@@ -39,6 +39,8 @@ class Server:
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, "TMPDIR": str(folder), **environment},
+            # Whoever starts the tests in the background has the shell ignore it for all that they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.output = []
         self.address = None
