@@ -5,9 +5,10 @@ OneRef starts from an encoder that has read millions of captioned pictures. From
 not get there in reasonable time: a phrase's one box and one mask say next to nothing about what a star is. In drawn
 scenes every object is known. So while picture and phrase go through the encoder together, every patch has to name
 what it shows (colour, shape, material and size) and to find box and outline of the object it lies on, besides the
-patches, box and mask of what the phrase means, which the model's own heads tell. And every patch has to tell the
-phrase's box: OneRef's box head averages patches with nearly even weights (the softmax of cosines), so that an answer
-known to a few of them gets lost. The layer that says all this is thrown away afterwards.
+patches, box and mask of what the phrase means, which the model's own heads tell. Where the phrase names no colour,
+colours fade in some pictures, so that a shape looks like itself in colours that it never had, too. And every patch has
+to tell the phrase's box: OneRef's box head averages patches with nearly even weights (the softmax of cosines), so that
+an answer known to a few of them gets lost. The layer that says all this is thrown away afterwards.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ _PHRASES = 6  # per scene, of different types
 # How often phrases are learnt from, by type: the hard ones more.
 _TYPE_WEIGHTS = {
     "category": 1.5,
-    "attribute": 1.0,
-    "place": 0.6,
+    "attribute": 0.8,
+    "place": 0.4,
     "superlative": 1.2,
-    "ordinal": 2.0,
-    "relation": 1.5,
+    "ordinal": 4.0,
+    "relation": 2.0,
     "two_step": 2.5,
-    "negation": 0.8,
+    "negation": 0.6,
 }
 _NAMES = {"colour": list(COLOURS), "shape": list(SHAPES), "material": list(MATERIALS)}
 _NAMES["size"] = [None, "small", "medium", "large"]
@@ -65,6 +66,8 @@ _MASK_SCALE = 8.0  # a mask's cosine as a logit, before training adjusts it
 _MASKED = 3  # the mask head, which costs as much as all the rest, learns from one phrase in so many
 _REACH = 0.3  # of the picture's side: how far from a patch the centre of its object may lie
 _SIZE_OFFSET = -1.5  # of the logit of an object's width and height: they are small at first
+_FADED = 0.4  # of the pictures, where the phrase names no colour
+_TRUE_COLOURS = 0.7  # saturation from which on a patch has to name its colour
 _MIRRORED = (("left", "right"), ("leftmost", "rightmost"))
 _WARM_UP, _STEADY, _WEIGHT_DECAY, _BETAS = 50, 0.3, 0.05, (0.9, 0.98)
 _OTHERS = 0.5  # learning rate of what Muon does not train, relative to it
@@ -87,7 +90,7 @@ class NamedScenes:
     shown: torch.Tensor
     boxes: torch.Tensor
     names: torch.Tensor
-    phrases: Sequence[Sequence[tuple[list[int], int]]]
+    phrases: Sequence[Sequence[tuple[list[int], int, str]]]
 
 
 def named_scenes(start: int, count: int, processor: OneRefProcessor, seed: int = 0, processes: int = 1) -> NamedScenes:
@@ -186,7 +189,9 @@ def pretrain(
         chosen = torch.randint(number, (batch_size,), generator=generator)
         spoken = torch.cat([weights[scene].multinomial(1, generator=generator) for scene in chosen.tolist()])
         mirror = torch.rand((), generator=generator) < 0.5
-        losses, _ = lesson(scenes, chosen, spoken, bool(mirror))
+        faded, saturation = torch.rand((2, batch_size), generator=generator)
+        saturation = torch.where(faded < _FADED, saturation, 1.0)
+        losses, _ = lesson(scenes, chosen, spoken, bool(mirror), saturation)
         for optimizer in optimizers:
             optimizer.zero_grad()
         sum(losses.values()).backward()
@@ -226,15 +231,23 @@ class _Lesson(nn.Module):
             ids = tokenizer.convert_tokens_to_ids([f"▁{word}" for word in words])
             mirrored[ids] = torch.tensor(ids[::-1])
         self.mirrored, self.padding = mirrored, tokenizer.pad_token_id
+        self.colours = torch.tensor(tokenizer.convert_tokens_to_ids([f"▁{colour}" for colour in COLOURS]))
 
     def forward(
-        self, scenes: NamedScenes, chosen: torch.Tensor, spoken: torch.Tensor, mirror: bool = False
+        self,
+        scenes: NamedScenes,
+        chosen: torch.Tensor,
+        spoken: torch.Tensor,
+        mirror: bool = False,
+        saturation: torch.Tensor | None = None,
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """The losses by name, and the answers right and wrong as 1 and 0.
 
         Args:
             chosen: numbers of scenes `(B,)`.
             spoken: which of the phrases of each, `(B,)`.
+            saturation: how much of their colours pictures keep, `(B,)`, from 0 (grey) to 1 (all, the default); all
+                where the phrase names a colour.
         """
         said = [scenes.phrases[scene][phrase] for scene, phrase in zip(chosen.tolist(), spoken.tolist())]
         ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids, *_ in said], True, self.padding)
@@ -244,9 +257,14 @@ class _Lesson(nn.Module):
         if mirror:
             ids, pixels, shown, boxes = self.mirrored[ids], pixels.flip(-1), shown.flip(-1), boxes.clone()
             boxes[..., 0] = 1 - boxes[..., 0]
+        if saturation is None:
+            saturation = torch.ones(len(ids))
+        saturation = torch.where(torch.isin(ids, self.colours).any(1), 1.0, saturation)
         targets = torch.tensor([target for _, target, _ in said])
-        batch = (ids, pixels, shown, boxes, names.long(), targets)
-        ids, pixels, shown, boxes, names, targets = (tensor.to(self.centres.device) for tensor in batch)
+        batch = (ids, pixels, shown, boxes, names.long(), targets, saturation)
+        ids, pixels, shown, boxes, names, targets, saturation = (tensor.to(self.centres.device) for tensor in batch)
+        pixels = pixels.float() / 255
+        pixels = torch.lerp(pixels.mean(1, keepdim=True), pixels, saturation.view(-1, 1, 1, 1))
 
         shown = self._cells(shown)
         pixels_of = shown.flatten(2).long()
@@ -254,7 +272,7 @@ class _Lesson(nn.Module):
         counts.scatter_add_(-1, pixels_of, torch.ones((), device=shown.device).expand(pixels_of.shape))
         coverage = counts[..., 1:].mT / pixels_of.shape[-1]  # (B, 9, P)
         outputs = self.model(
-            pixel_values=(pixels.float() / 255 - self.mean) / self.deviation,
+            pixel_values=(pixels - self.mean) / self.deviation,
             input_ids=ids,
             attention_mask=(ids != self.padding).long(),
             output_hidden_states=True,
@@ -282,9 +300,13 @@ class _Lesson(nn.Module):
         # What the patch's own object is, for the N patches of the batch that show one.
         own = covered > _COVERED
         names, boxes = names[each[:, None], nearest][own], boxes[each[:, None], nearest][own]
+        tellable = (saturation >= _TRUE_COLOURS)[:, None].expand_as(own)[own]
         for name, predicted, label in zip(_NAMES, logits, names.unbind(-1)):
             predicted = predicted[own]
-            losses[name] = _NAME_WEIGHTS[name] * nn.functional.cross_entropy(predicted, label)
+            if name == "colour":
+                predicted, label = predicted[tellable], label[tellable]
+            wrong = nn.functional.cross_entropy(predicted, label, reduction="sum")
+            losses[name] = _NAME_WEIGHTS[name] * wrong / max(len(label), 1)  # no patch may have its colours
             answers[name] = (predicted.argmax(-1) == label).float()
         place = place[own]
         centres = self.centres.expand(len(ids), -1, -1)[own] + _REACH * place[:, :2].tanh()
