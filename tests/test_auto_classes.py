@@ -42,7 +42,7 @@ def run_python(program: str, *arguments: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-        timeout=300,
+        timeout=1200,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout

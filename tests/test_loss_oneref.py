@@ -128,7 +128,7 @@ def test_contrastive_loss_is_the_same_on_two_processes_with_gradient(tmp_path):
         subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE) for rank in range(2)
     ]
     for worker in workers:
-        _, stderr = worker.communicate(timeout=120)
+        _, stderr = worker.communicate(timeout=1200)
         assert worker.returncode == 0, stderr.decode()
 
 

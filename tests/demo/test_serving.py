@@ -182,7 +182,7 @@ def test_uploads_are_deleted(finder, coffee, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     slot = ModelSlot("the tiny model")
     slot.load(lambda: finder)
-    with running_page(slot, keep_seconds=3) as address:
+    with running_page(slot, keep_seconds=10) as address:
         ask(address, coffee)
         deadline = time.monotonic() + PATIENCE
         while uploads(tmp_path) and time.monotonic() < deadline:
