@@ -15,6 +15,7 @@ from oneref_hf import OneRefConfig, OneRefForPreTraining, OneRefForSegmentation,
 from oneref_hf.data.scenes import SceneRecords, scene_phrases, scene_sample, scene_words, vocabulary
 from oneref_hf.data.scenes.objects import COLOURS
 from oneref_hf.data.scenes.shapes import SHAPES
+from oneref_hf.data.scenes.wording import names_a_colour
 from oneref_hf.small_model import (
     VISUAL_VOCAB_SIZE,
     fit_visual_tokenizer,
@@ -65,6 +66,22 @@ class TestTokenizer:
 )
 def test_subject_and_object_of_scene_phrases(phrase, subject, object_):
     assert scene_words([phrase]) == {"subject": [subject], "object": [object_]}
+
+
+def test_phrases_that_name_colours_are_known():
+    """Against what they mean."""
+
+    def colour(form):
+        if form.get("colour") or form.get("attribute") == "colour":
+            return True
+        return any(colour(part) for part in form.values() if isinstance(part, dict))
+
+    samples = [scene_sample("train", number) for number in range(300)]
+    for sample in samples:
+        assert names_a_colour(sample.phrase) == colour(sample.form), sample.phrase
+    phrases = [sample.phrase for sample in samples]
+    assert any("violet" in phrase for phrase in phrases) and any("non-" in phrase for phrase in phrases)
+    assert 0.3 < sum(map(names_a_colour, phrases)) / len(phrases) < 0.7
 
 
 class TestVisualTokenizer:
@@ -167,9 +184,10 @@ class TestPretraining:
             assert torch.equal(scenes.shown[number] == sample.target + 1, prepared["mask_labels"][0].bool())
             assert len(scenes.shown[number].unique()) == 1 + len(sample.scene.objects)
             torch.testing.assert_close(scenes.boxes[number, sample.target], prepared["box_labels"][0])
-            ids, target, kind = scenes.phrases[number][0]
+            ids, target, kind, coloured = scenes.phrases[number][0]
             assert ids == prepared["input_ids"][0].tolist()
             assert (target, kind) == (sample.target, sample.expression_type)
+            assert coloured == names_a_colour(sample.phrase)
             inside = prepared["pixel_mask"][0].bool()
             assert inside.sum() == height * width
             difference = normalised(scenes.pixel_values[number], processor) - prepared["pixel_values"][0]
@@ -209,8 +227,9 @@ class TestPretraining:
     def test_colours_fade_where_the_phrase_names_none(self, tokenizer, processor, scenes):
         """Faded pictures are grey ones, whose patches name no colour; of a phrase with a colour nothing fades."""
         lesson = _Lesson(OneRefForSegmentation(tiny_config(tokenizer)), processor).eval()
-        said = [tokenizer(phrase)["input_ids"] for phrase in ("the largest star", "the red star")]
-        scenes = dataclasses.replace(scenes, phrases=[[(ids, 0, "category") for ids in said]] * 6)
+        phrases = {"the largest star": False, "the red star": True}
+        said = [(tokenizer(phrase)["input_ids"], 0, "category", coloured) for phrase, coloured in phrases.items()]
+        scenes = dataclasses.replace(scenes, phrases=[said] * 6)
         pixels = scenes.pixel_values.float()
         half = (pixels + pixels.mean(1, keepdim=True)) / 2
         chosen, plain, coloured = torch.arange(6), torch.zeros(6, dtype=int), torch.ones(6, dtype=int)
@@ -244,7 +263,7 @@ class TestPretraining:
         """`miou` is the mean IoU of the model's answers with the drawn masks at its resolution."""
         torch.manual_seed(0)
         model = OneRefForSegmentation(tiny_config(tokenizer)).eval()
-        ids, target, _ = scenes.phrases[2][1]
+        ids, target, *_ = scenes.phrases[2][1]
         with torch.no_grad():
             _, answers = _Lesson(model, processor).eval()(scenes, torch.tensor([2]), torch.tensor([1]))
             pixels = normalised(scenes.pixel_values[2:3], processor)
@@ -259,10 +278,10 @@ class TestPretraining:
         said = []
 
         def lesson(self, scenes, chosen, spoken, mirror=False, saturation=None):
-            said.extend(scenes.phrases[scene][phrase][-1] for scene, phrase in zip(chosen.tolist(), spoken.tolist()))
+            said.extend(scenes.phrases[scene][phrase][2] for scene, phrase in zip(chosen.tolist(), spoken.tolist()))
             return {"loss": next(self.parameters()).sum()}, {}
 
-        many = dataclasses.replace(scenes, phrases=[[([0], 0, "place"), ([0], 0, "ordinal")]] * 6)
+        many = dataclasses.replace(scenes, phrases=[[([0], 0, "place", False), ([0], 0, "ordinal", False)]] * 6)
         monkeypatch.setattr(_Lesson, "forward", lesson)
         monkeypatch.setattr(_Lesson, "examine", lambda *_: {})
         monkeypatch.setattr("oneref_hf.small_model_pretraining._HELD_OUT", 0)
@@ -302,10 +321,17 @@ class TestPretraining:
             torch.testing.assert_close(weight, model.state_dict()[name], msg=name)
         with pytest.raises(ValueError, match="is of a run with other options"):
             pretrain(copy.deepcopy(start), processor, scenes, 25, 16, checkpoint=path)
+        with pytest.raises(ValueError, match="is of a run with other options"):
+            pretrain(copy.deepcopy(start), processor, scenes, 24, 16, checkpoint=path, origin="elsewhere")
 
     def test_too_few_scenes(self, processor, scenes):
         with pytest.raises(ValueError, match="give 248 or more"):
             pretrain(None, processor, scenes, steps=1)
+
+    def test_no_steps(self, processor, scenes, monkeypatch):
+        monkeypatch.setattr("oneref_hf.small_model_pretraining._HELD_OUT", 0)
+        with pytest.raises(ValueError, match="give 1 or more"):
+            pretrain(None, processor, scenes, steps=0, batch_size=6)
 
 
 def _examined(model, processor, scenes):

@@ -52,7 +52,10 @@ _PRETRAINING_SCENES = 1_000_000  # number of the first, far from those of any da
 
 
 def scene_tokenizer() -> XLMRobertaTokenizer:
-    """A unigram tokenizer for which every word of the scenes' phrases is one piece; others are spelt in characters."""
+    """A unigram tokenizer for which every word of the scenes' phrases is one piece.
+
+    Others are spelt in characters, as is what follows a hyphen ("star-shaped", "non-red").
+    """
     words = Counter(f"▁{word}" for word in vocabulary())
     for phrase in scene_phrases("train", _CORPUS):
         words.update(f"▁{word}" for word in re.findall(r"[^\s-]+", phrase) if f"▁{word}" in words)
@@ -252,7 +255,16 @@ def write_starting_point(
             )
     model.to(device)
     drawn = named_scenes(_PRETRAINING_SCENES, scenes, processor, seed, processes)
-    scores = pretrain(model, processor, drawn, steps, learning_rate=learning_rate, seed=seed, checkpoint=checkpoint)
+    scores = pretrain(
+        model,
+        processor,
+        drawn,
+        steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        checkpoint=checkpoint,
+        origin="" if weights is None else str(Path(weights).resolve()),
+    )
     for name, parts in {"visual-tokenizer": (visual_tokenizer,), "start": (model, processor)}.items():
         with complete_directory(paths[name]) as complete:
             for part in parts:

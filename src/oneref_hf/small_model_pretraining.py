@@ -31,6 +31,7 @@ from .data.scenes.geometry import tight_box, visible_parts
 from .data.scenes.objects import COLOURS, MATERIALS, OBJECT_COUNTS
 from .data.scenes.shapes import SHAPES
 from .data.scenes.storage import processes_map
+from .data.scenes.wording import names_a_colour
 from .loss_oneref import box_giou_loss, box_l1_loss, mask_dice_loss
 from .metrics import box_iou, mask_iou
 from .modeling_oneref import OneRefForSegmentation
@@ -83,14 +84,14 @@ class NamedScenes:
     shown: uint8 `(N, S, S)`, the object that each pixel shows, from 1 on; 0 is the background.
     boxes: `(N, 9, 4)`, centre and size in sides of the canvas, as `box_labels`; 0 where there is no object.
     names: int8 `(N, 9, 4)`, colour, shape, material and size of each object as numbers; -1 where there is no object.
-    phrases: per picture some `(token ids, number of the object, expression type)`.
+    phrases: per picture some `(token ids, number of the object, expression type, whether it names a colour)`.
     """
 
     pixel_values: torch.Tensor
     shown: torch.Tensor
     boxes: torch.Tensor
     names: torch.Tensor
-    phrases: Sequence[Sequence[tuple[list[int], int, str]]]
+    phrases: Sequence[Sequence[tuple[list[int], int, str, bool]]]
 
 
 def named_scenes(start: int, count: int, processor: OneRefProcessor, seed: int = 0, processes: int = 1) -> NamedScenes:
@@ -105,7 +106,6 @@ def named_scenes(start: int, count: int, processor: OneRefProcessor, seed: int =
 
 
 def _draw(number: int, processor: OneRefProcessor, seed: int):
-    torch.set_num_threads(1)
     side = processor.image_processor.size["height"]
     expressions = scene_expressions(_SPLIT, number, _PHRASES, seed)
     scene = expressions[0].scene
@@ -121,7 +121,8 @@ def _draw(number: int, processor: OneRefProcessor, seed: int):
         boxes[place] = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / side
         names[place] = [known.index(getattr(placed, name)) for name, known in _NAMES.items()]
     phrases = [
-        (processor.tokenizer(said.phrase)["input_ids"], said.target, said.expression_type) for said in expressions
+        (processor.tokenizer(one.phrase)["input_ids"], one.target, one.expression_type, names_a_colour(one.phrase))
+        for one in expressions
     ]
     return np.round(prepared["pixel_values"][0] * 255).astype(np.uint8), shown, boxes, names, phrases
 
@@ -135,6 +136,7 @@ def pretrain(
     learning_rate: float = 2e-3,
     seed: int = 0,
     checkpoint: str | os.PathLike | None = None,
+    origin: str = "",
     report: Callable[[str], None] = tqdm.write,
 ) -> dict[str, float]:
     """Trains the model, in place, on its device; mirrored scenes (and phrases) count as further ones.
@@ -149,18 +151,21 @@ def pretrain(
         steps: of the optimiser; the learning rate is steady for 30 % of them and falls as a cosine to 0.
         checkpoint: a file to which everything is saved from time to time, and from which a run that was interrupted
             continues; it is left there.
+        origin: what the model is before the first step, in words: a checkpoint is of another run if it differs.
 
     Returns:
-        of pictures not learnt from: `accuracy` (boxes with an IoU above 0.5), `miou` of the masks, `pointing` (how
-        often the patch most similar to the phrase is its object's) and the accuracies of `colour`, `shape`, `material`
-        and `size`.
+        of pictures not learnt from: `accuracy` (boxes with an IoU of at least 0.5), `miou` of the masks, `pointing`
+        (how often the patch most similar to the phrase is its object's) and the accuracies of `colour`, `shape`,
+        `material` and `size`.
 
     Raises:
-        ValueError: if there are too few scenes for a batch, or the checkpoint belongs to another run.
+        ValueError: if there are too few scenes for a batch or no steps, or the checkpoint belongs to another run.
     """
     number = len(scenes.phrases) - _HELD_OUT
     if number < batch_size:
         raise ValueError(f"{len(scenes.phrases)} scenes are too few; give {batch_size + _HELD_OUT} or more.")
+    if steps < 1:
+        raise ValueError(f"{steps} steps teach nothing; give 1 or more.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         lesson = _Lesson(model, processor).to(model.device)
@@ -173,9 +178,10 @@ def pretrain(
         Muon(matrices, weight_decay=_WEIGHT_DECAY),
         torch.optim.AdamW(others, weight_decay=_WEIGHT_DECAY, betas=_BETAS),
     )
-    weights = [torch.tensor([_TYPE_WEIGHTS[kind] for _, _, kind in said]) for said in scenes.phrases]
+    weights = [torch.tensor([_TYPE_WEIGHTS[kind] for _, _, kind, _ in said]) for said in scenes.phrases]
     generator = torch.Generator().manual_seed(seed)
     facts = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "scenes": number, "seed": seed}
+    facts["origin"] = origin
     done = _restore(checkpoint, facts, lesson, optimizers, generator)
     lesson.train()
     scores = None
@@ -231,7 +237,6 @@ class _Lesson(nn.Module):
             ids = tokenizer.convert_tokens_to_ids([f"▁{word}" for word in words])
             mirrored[ids] = torch.tensor(ids[::-1])
         self.mirrored, self.padding = mirrored, tokenizer.pad_token_id
-        self.colours = torch.tensor(tokenizer.convert_tokens_to_ids([f"▁{colour}" for colour in COLOURS]))
 
     def forward(
         self,
@@ -241,11 +246,12 @@ class _Lesson(nn.Module):
         mirror: bool = False,
         saturation: torch.Tensor | None = None,
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """The losses by name, and the answers right and wrong as 1 and 0.
+        """The losses by name, and what `pretrain` returns of each phrase, patch or object: right as 1, wrong as 0.
 
         Args:
             chosen: numbers of scenes `(B,)`.
             spoken: which of the phrases of each, `(B,)`.
+            mirror: pictures and phrases, left for right.
             saturation: how much of their colours pictures keep, `(B,)`, from 0 (grey) to 1 (all, the default); all
                 where the phrase names a colour.
         """
@@ -259,8 +265,8 @@ class _Lesson(nn.Module):
             boxes[..., 0] = 1 - boxes[..., 0]
         if saturation is None:
             saturation = torch.ones(len(ids))
-        saturation = torch.where(torch.isin(ids, self.colours).any(1), 1.0, saturation)
-        targets = torch.tensor([target for _, target, _ in said])
+        saturation = torch.where(torch.tensor([coloured for *_, coloured in said]), 1.0, saturation)
+        targets = torch.tensor([target for _, target, *_ in said])
         batch = (ids, pixels, shown, boxes, names.long(), targets, saturation)
         ids, pixels, shown, boxes, names, targets, saturation = (tensor.to(self.centres.device) for tensor in batch)
         pixels = pixels.float() / 255
@@ -343,7 +349,7 @@ class _Lesson(nn.Module):
 
     @torch.no_grad()
     def examine(self, scenes: NamedScenes, start: int) -> dict[str, float]:
-        """The share of right answers about the scenes from `start` on, all their phrases."""
+        """What `pretrain` returns, of the scenes from `start` on and all their phrases."""
         self.eval()
         chosen = [number for number in range(start, len(scenes.phrases)) for _ in scenes.phrases[number]]
         spoken = [place for phrases in scenes.phrases[start:] for place in range(len(phrases))]

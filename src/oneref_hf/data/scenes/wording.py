@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from .logic import Form
+from .objects import COLOURS
 
 
 # All wording is in these tables; `vocabulary` reads it from here. Of several ways to say a thing the first is the
@@ -144,6 +145,11 @@ def scene_words(phrases: Iterable[str]) -> dict[str, list[str | None]]:
     }
 
 
+def names_a_colour(phrase: str) -> bool:
+    """Whether a phrase of scenes says anything about colours, if only which one is not meant ("non-red")."""
+    return not _COLOUR_WORDS.isdisjoint(re.findall("[a-z]+", phrase))
+
+
 def _heads(words: list[str]) -> list[str]:
     """The last word of every run of words that are nouns ("crescent moon")."""
     following = [*words[1:], ""]
@@ -155,6 +161,8 @@ _NOUN_WORDS = {
     "one",
     *(word for names in NOUNS.values() for name in names if "{" not in name for word in name.split()),
 }
+
+_COLOUR_WORDS = {word for colour in COLOURS for word in ADJECTIVES[colour]}
 
 
 class _Speaker:
