@@ -15,7 +15,7 @@ def source_options(parser: argparse.ArgumentParser, kind: str) -> argparse._Mutu
         metavar="CHECKPOINT",
         help="FILE.pth, ARCHIVE.zip::MEMBER, hf://OWNER/NAME/FILE[::MEMBER]",
     )
-    what.add_argument("--name", help=f"a released {kind}, by its name in checkpoints.yaml")
+    what.add_argument("--name", help=f"a released {kind}, by the name of its card in model_cards")
     return what
 
 

@@ -4,7 +4,7 @@
 best_checkpoint.pth                      a file
 release.zip::unc/best_checkpoint.pth     a member of a zip archive
 hf://OWNER/NAME/FILE[::MEMBER]           a file of a Hub repository (`hf://OWNER/NAME@REVISION/FILE` pins it)
-rec-base-refcoco                         a released model, by its name in checkpoints.yaml
+rec-base-refcoco                         a released model, by the name of its card in model_cards
 """
 
 import re

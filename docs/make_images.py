@@ -1,5 +1,5 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
-"""Draws every picture of the README and the documentation, from drawn scenes and the model that is used by default.
+"""Draws most pictures of the README and the documentation, from drawn scenes and the model that is used by default.
 
     python docs/make_images.py                      # all of them, into docs/images
     python docs/make_images.py masking scenes       # some; those need no model

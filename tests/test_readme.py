@@ -62,9 +62,9 @@ SMALLER = {
     "training/pretrain_mrefm.py": ("--smoke", "it takes half a day on 32 GPUs"),
     "training/make_scenes.py": (
         "--train 64 --val 8 --test 16 --compositional 8",
-        "drawing 45000 scenes takes minutes",
+        "drawing 15000 scenes takes minutes",
     ),
-    "training/start_small_model.py": ("--scenes 248 --steps 2 --pictures 110 --device cpu", "it takes an hour"),
+    "training/start_small_model.py": ("--scenes 248 --steps 2 --pictures 110 --device cpu", "it takes hours"),
     "training/ship_small_model.py": ("--output outputs/shipped", "the package would get another model"),
 }
 # Languages of blocks that say something rather than do it.

@@ -156,6 +156,9 @@ def test_shipping(script, tmp_path, capsys):
     facts.write_text(json.dumps({"protocol": "picture", "splits": {"test": {}}}))
     assert script.main(command) == 1
     assert "lacks scores of test or compositional" in capsys.readouterr().err
+    facts.write_text(json.dumps({"protocol": "canvas", "splits": results()}))
+    assert script.main(command) == 1
+    assert "evaluate with `--protocol picture`" in capsys.readouterr().err
     assert script.main([*command[2:], "--model", str(tmp_path)]) == 1
     assert "has no config.json, model.safetensors" in capsys.readouterr().err
     assert output.is_dir(), "what was shipped before stays"

@@ -68,7 +68,7 @@ def test_the_ablation_and_what_ships(converted, script, tmp_path, capfd):
     finished = tmp_path / "runs" / "MRefM-3" / "rec" / "fine-tuning" / "finished"
     assert isinstance(OneRefForSegmentation.from_pretrained(finished), OneRefForSegmentation)
     scored = tmp_path / "scored"
-    splits = ["--split", "test", "compositional", "--output", scored, "--batch-size", "8"]
+    splits = ["--split", "test", "compositional", "--protocol", "picture", "--output", scored, "--batch-size", "8"]
     assert call("evaluate", "--model", finished, "--dataset", converted / "scenes", *splits) == 0
     shipping = ["--model", finished, "--results", scored / "results.json", "--output", tmp_path / "shipped"]
     assert call("ship_small_model", *shipping) == 0

@@ -79,11 +79,9 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> dict:
     arguments = ["--model.init", start, "--output_dir", str(place)]
     arguments += ["--stages.fine-tuning.epochs", str(epochs), "--stages.fine-tuning.learning_rate", _LEARNING_RATE]
     # Boxes alone: the mask head would double the time of a step, and pre-training has none.
-    boxes_alone = []
-    for name in ("focal", "dice"):
-        boxes_alone += [f"--stages.fine-tuning.losses.mask_{name}", "false"]
-    metric = ["--evaluation.metric", METRIC]
-    seconds += _launch("finetune", "scenes_rec_res", [*shared, *arguments, *boxes_alone, *metric])
+    no_mask = "--stages.fine-tuning.losses.mask_"
+    boxes_alone = [f"{no_mask}focal", "false", f"{no_mask}dice", "false"]
+    seconds += _launch("finetune", "scenes_rec_res", [*shared, *arguments, *boxes_alone])
     scores = json.loads((place / "results.json").read_text(encoding="utf-8"))["scenes"]
     result = {"seconds": seconds, **{split: scores[split][METRIC] for split in SPLITS}}
     write_text(record, json.dumps(result) + "\n")
@@ -107,7 +105,7 @@ def table(rows: dict[str, list[dict]]) -> str:
             values = [result[split] for result in results]
             cells.append(f"{statistics.mean(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})")
         minutes = statistics.mean(result["seconds"] for result in results) / 60
-        lines.append(f"| {arm} | {' | '.join(cells)} | {minutes:.0f} |")
+        lines.append(f"| {arm} | {' | '.join(cells)} | {minutes:.1f} |")
     return "\n".join(lines)
 
 

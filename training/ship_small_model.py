@@ -1,14 +1,13 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
 """Puts the small model for drawn scenes into the package, with a card that says how good it is.
 
-    accelerate launch training/finetune.py training/recipes/scenes_rec_res.yaml
-    python training/evaluate.py --model outputs/scenes_rec_res/fine-tuning/finished --dataset converted/scenes \\
-        --split test compositional --protocol picture --output outputs/scenes-evaluation
-    python training/ship_small_model.py --model outputs/scenes_rec_res/fine-tuning/finished \\
-        --results outputs/scenes-evaluation/results.json
+    python training/evaluate.py --model converted/scenes-start --dataset converted/scenes \\
+        --split test compositional --protocol picture --output outputs/scenes-start
+    python training/ship_small_model.py --model converted/scenes-start --results outputs/scenes-start/results.json
 
 Weights, configuration, tokenizer and processor go to `src/oneref_hf/small_model_files`, where `oneref ground` and
-`oneref demo` look without `--model`.
+`oneref demo` look without `--model`. The card's tables are those of the results; how the weights came about is text in
+`small_model_card.md`, to be edited for others.
 """
 
 import argparse
@@ -27,7 +26,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "src" / "oneref_hf" / "small_mode
 TEMPLATE = Path(__file__).with_name("small_model_card.md")
 FILES = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 MAX_BYTES = 16e6
-SPLITS = ("test", "compositional")
+SPLITS, PROTOCOL = ("test", "compositional"), "picture"
 # What was aimed at, by name of the metric.
 TARGETS = {"accuracy": 0.92, "lowest": 0.85, "miou": 0.80, "gap": 0.05, "score_auroc": 0.80}
 
@@ -51,7 +50,8 @@ def ship(model: Path, results: Path, output: Path) -> None:
     """Replaces `output` by the files of a model and the card that its results give.
 
     Raises:
-        ShippingError: if a file is missing, the model is too large, or the results are not those of both splits.
+        ShippingError: if a file is missing, the model is too large, or the results are not those of both splits at
+            the resolution of the picture.
     """
     missing = [name for name in FILES if not (model / name).is_file()]
     if missing:
@@ -65,6 +65,8 @@ def ship(model: Path, results: Path, output: Path) -> None:
     scores = told["splits"]
     if not set(SPLITS) <= set(scores):
         raise ShippingError(f"'{results}' lacks scores of {' or '.join(SPLITS)}; evaluate both splits.")
+    if told["protocol"] != PROTOCOL:
+        raise ShippingError(f"'{results}' is by another protocol; evaluate with `--protocol {PROTOCOL}`.")
     with complete_directory(output) as folder:
         for name in FILES:
             shutil.copyfile(model / name, folder / name)
@@ -74,7 +76,6 @@ def ship(model: Path, results: Path, output: Path) -> None:
         card = TEMPLATE.read_text(encoding="utf-8").format(
             aims=aims_table(scores),
             types=types_table(scores),
-            protocol=told["protocol"],
             megabytes=f"{size / 1e6:.0f}",
             millions=f"{_parameters(model / 'model.safetensors') / 1e6:.1f}",
         )

@@ -7,7 +7,7 @@
 
 writes `converted/scenes-start` and `converted/scenes-visual-tokenizer`, which the recipes `scenes_*` name. How they
 come about is told in `oneref_hf.small_model`. The same options give the same files again. `--weights DIR` goes on
-from a `scenes-start` that was made before; give another `--seed` then, and a lower `--learning-rate`.
+from a `scenes-start` that was made before; give another `--output` and `--seed` then, and a lower `--learning-rate`.
 """
 
 import argparse

@@ -98,7 +98,7 @@ def named_scenes(start: int, count: int, processor: OneRefProcessor, seed: int =
     """Scenes `start` to `start + count` of the split "train", drawn at the size of the processor's canvas."""
     draw = functools.partial(_draw, processor=processor, seed=seed)
     drawn = []
-    with processes_map(processes) as mapper:
+    with processes_map(processes, functools.partial(torch.set_num_threads, 1)) as mapper:
         for one in tqdm(mapper(draw, range(start, start + count)), "drawing", count, mininterval=5):
             drawn.append([torch.from_numpy(array) for array in one[:-1]] + [one[-1]])
     *arrays, phrases = zip(*drawn)

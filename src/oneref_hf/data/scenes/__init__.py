@@ -8,7 +8,8 @@ A scene is a textured, lit background with 3 to 9 objects of a dozen shapes, ten
 cover one another in part. Each sample has a phrase that refers to exactly one object, its box and its mask. How it
 comes about, one module each: `objects` (what there is), `shapes` (outlines), `geometry` (what can be seen), `logic`
 (what phrases mean), `phrases` (what can be said of an object), `wording` (how it is said), `drawing` (the picture),
-`builder` (samples), `storage` (files) and `contact_sheet`.
+`builder` (samples), `storage` (files), `contact_sheet` and
+`showcase` (scenes to show the small model with).
 """
 
 from .builder import (

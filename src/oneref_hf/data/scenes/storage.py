@@ -87,12 +87,12 @@ def _schema():
 
 
 @contextmanager
-def processes_map(processes: int) -> Iterator[Callable]:
-    """`map`, or the same in several processes; results come in order either way."""
+def processes_map(processes: int, initializer: Callable | None = None) -> Iterator[Callable]:
+    """`map`, or the same in several processes, each of which begins with `initializer`; results come in order."""
     if processes == 1:
         yield map
         return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, initializer) as pool:
         yield pool.imap
 
 
