@@ -188,6 +188,11 @@ class AnnotationDirectory:
         except OSError:
             previous.rename(self.output)
             raise
+        # Whatever people have put there stays: pictures, pseudo-labels.
+        for folder in (Path("data"), Path()):
+            for entry in (previous / folder).iterdir():
+                if not (self.output / folder / entry.name).exists():
+                    entry.rename(self.output / folder / entry.name)
         shutil.rmtree(previous)
 
     def _card(self) -> str:

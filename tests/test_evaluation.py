@@ -407,6 +407,43 @@ def test_a_copy_of_a_shard_is_no_shard(finished):
     assert finished().scores == first.scores
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pictures_that_come_or_go_between_two_calls(finished, data_folder, tmp_path, streaming):
+    """The rows that they belong to become others, so that shards would hold answers for the wrong ones."""
+    copy = tmp_path / data_folder.name
+    shutil.copytree(data_folder, copy)
+    rows = [{"image": f"{number}.png", "phrase": f"phrase {number}", "box": [1, 1, 9, 9]} for number in range(3)]
+    (copy / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    call = {"data": copy / "few.jsonl", "split": None, "streaming": streaming, "shard_rows": 2}
+    away = copy / "1.png"
+    away.rename(copy / "away")
+    assert finished(**call).scores["samples"] == 2
+    (copy / "away").rename(away)
+    with pytest.raises(PredictionError, match="for other records than the data set has now, perhaps because pictures"):
+        finished(**call)
+    assert (finished.folder / "malformed.txt").is_file(), "nothing is lost"
+    assert finished(**call, overwrite=True).scores["samples"] == 3
+    (copy / "2.png").unlink()
+    with pytest.raises(PredictionError, match="for more records than the data set has now"):
+        finished(**call)
+
+
+def test_a_damaged_shard_is_named(finished):
+    finished()
+    (path,) = finished.folder.glob("predictions-*.parquet")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(PredictionError, match=r"predictions-00000.parquet' is damaged; delete it"):
+        finished()
+
+
+def test_boxes_that_come_late_are_scored(finished, data_folder, tmp_path):
+    row = {"image": str(data_folder / "0.png"), "phrase": "the cup"}
+    rows = [row] * 120 + [{**row, "box": [1, 1, 9, 9]}]
+    path = tmp_path / "late.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert finished(data=path, split=None).scores["rec"]["samples"] == 1
+
+
 def test_the_progress_bar_ends_at_its_total(finished, monkeypatch):
     """Also if shards are there already, of which the last is smaller."""
     bars = []

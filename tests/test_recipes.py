@@ -406,6 +406,12 @@ def test_a_file_that_extends_one_brings_its_data_set_to_the_scores(tmp_path):
     assert load_recipe(path, {"data.dataset": "newest"}).evaluation.splits == {"newest": ["val"], "other": ["test"]}
 
 
+def test_a_data_set_that_is_scored_already_keeps_all_its_splits(tmp_path):
+    scored = {"old": ["val", "testA"], "new": ["val", "test"]}
+    path = write(tmp_path, data={"dataset": "old"}, evaluation={"splits": scored})
+    assert load_recipe(path, {"data.dataset": "new"}).evaluation.splits == {"new": ["val", "testA", "test"]}
+
+
 @pytest.mark.parametrize("template", ["res", "rec_res"])
 def test_own_data_with_masks(tmp_path, template):
     text = (FOLDER / "own_data.yaml").read_text(encoding="utf-8")
@@ -571,6 +577,13 @@ def test_names_are_looked_up_among_what_was_converted(tmp_path, monkeypatch):
         (["--smoke", "maybe"], "smoke: expected true or false, found 'maybe'."),
         (["--data.augmentation.color_jitter", "2"], "color_jitter is 2.0; it must be between 0 and 1."),
         (["--stages.warm-up.epochs", "0"], "stages.warm-up.epochs is 0; it must be at least 1."),
+        (["--model.image_size", "100"], "model.image_size is 100; it must be a multiple of 16."),
+        (["--run.ema_decay", "1"], "run.ema_decay is 1.0; it must lie between 0 and 1."),
+        (["--seed", "5000000000"], "seed is 5000000000; it must be between 0 and 4294967295."),
+        (
+            ["--data.dataset", "synthetic", "--evaluation.split", "testA"],
+            "The data set synthetic has no split 'testA', only train and val;",
+        ),
         (["--stages.all.losses.box_l1", "-1"], "stages.warm-up.losses.box_l1 is -1; a weight is at least 0."),
         (["--stages.all.losses.contrastive"], "losses.contrastive has no default weight; give a number."),
         (["--stages.all.losses.mask_dice"], "losses.mask_dice needs a head that task rec lacks."),

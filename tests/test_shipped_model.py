@@ -162,3 +162,9 @@ def test_shipping(script, tmp_path, capsys):
     assert script.main([*command[2:], "--model", str(tmp_path)]) == 1
     assert "has no config.json, model.safetensors" in capsys.readouterr().err
     assert output.is_dir(), "what was shipped before stays"
+    facts.write_text(json.dumps({"protocol": "picture", "splits": results()}))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    assert script.main([*command[:-1], str(tmp_path / "mine")]) == 1
+    assert "holds something else than a model" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"

@@ -374,6 +374,17 @@ def test_accumulation_equals_one_large_batch(tmp_path):
         assert accumulated == pytest.approx(large, rel=1e-5)
 
 
+@pytest.mark.parametrize("size, accumulated", [(8, 1), (4, 2), (2, 4)])
+def test_an_epoch_has_as_many_steps_however_they_are_split(size, accumulated, tmp_path):
+    """What is left of the last one is dropped as a whole."""
+    options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
+    run = world.trainer("rec", tmp_path, **options, dataloader_drop_last=True, num_train_epochs=2, max_steps=-1)
+    left = len(run.train_dataset) % 8
+    assert left >= 2, "a part of a step is left"
+    run.train()
+    assert run.state.global_step == run.state.max_steps == 2 * (len(run.train_dataset) // 8)
+
+
 def test_the_log_holds_every_loss_averaged_over_the_window(tmp_path):
     histories = []
     for every in (1, 6):

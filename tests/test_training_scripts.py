@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -562,6 +563,38 @@ def test_a_strict_run_stops_at_what_another_leaves_out(line, sentence, own_data,
     assert main("finetune", "", TASKS["finetune"], [*own_data[1:], "--output_dir", "outputs/lenient"]) == 0
 
 
+def test_a_command_that_failed_before_its_first_step_may_be_corrected(own_data, capsys):
+    arguments = own_data[1:]
+    assert main("finetune", "", TASKS["finetune"], [*arguments, "--data.images", "my_dat"]) == 1
+    assert "'my_dat' does not exist" in capsys.readouterr().err
+    assert main("finetune", "", TASKS["finetune"], [*arguments, "--data.images", "my_data"]) == 0
+    assert main("finetune", "", TASKS["finetune"], arguments) == 1
+    assert "holds a run of another recipe" in capsys.readouterr().err
+
+
+def test_what_cannot_be_scored_costs_no_training(own_data, capsys):
+    """Records without a box are left out; of unreadable pictures the training makes do with others."""
+    Path("my_data", "cut.png").write_bytes(Path("my_data", "photos", "train0.png").read_bytes()[:100])
+    val = Path("my_data", "val.jsonl")
+    before = val.read_text()
+    first = json.loads(before.splitlines()[0])
+    val.write_text(before + json.dumps({"image": first["image"], "phrase": "the cup"}) + "\n")
+    arguments = own_data[1:]
+    assert main("finetune", "", TASKS["finetune"], arguments) == 0
+    results = json.loads(next(Path("outputs").rglob("results.json")).read_text())
+    assert results["my_data"]["val"]["samples"] == len(before.splitlines())
+    strict = [*arguments, "--data.strict", "--output_dir", "outputs/strict"]
+    assert main("finetune", "", TASKS["finetune"], strict) == 1
+    assert "have no box to score" in capsys.readouterr().err
+    val.write_text(before + json.dumps({**first, "image": "cut.png"}) + "\n")
+    broken = [*arguments, "--output_dir", "outputs/broken"]
+    assert main("finetune", "", TASKS["finetune"], broken) == 1
+    assert "cannot be used" in capsys.readouterr().err
+    assert list(Path("outputs", "broken").rglob("finished")), "the model is trained"
+    val.write_text(before)
+    assert main("finetune", "", TASKS["finetune"], broken) == 0, "the same command goes on"
+
+
 # Model --------------------------------------------------------------------------------------------------------------
 def test_another_canvas_interpolates_the_positions():
     model = world.model("rec").eval()
@@ -720,6 +753,8 @@ def test_pseudo_labels_load_as_a_split(tmp_path, capsys, monkeypatch):
     pictures.mkdir()
     Image.new("RGB", (100, 80)).save(pictures / "a.png")
     (pictures / "b.jpg").write_bytes(b"nothing")
+    with suppress(OSError):  # where names must be UTF-8
+        shutil.copy(pictures / "a.png", os.fsencode(pictures) + b"/\xff.png")
     box = {"xmin": 10, "ymin": 20, "xmax": 60, "ymax": 70}
     found = [{"label": "cup", "score": 0.9, "box": box}, {"label": "dog", "score": 0.1, "box": box}]
     monkeypatch.setattr(make_pseudo_labels, "_detector", lambda options: lambda picture, classes: found)

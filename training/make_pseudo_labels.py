@@ -6,6 +6,8 @@
     accelerate launch training/finetune.py training/recipes/own_data.yaml --data.dataset my_data \\
         --data.train_split train_pseudo
 
+The recipe scores `my_data/val.jsonl`, a few phrases with boxes made by hand. Without one add `--evaluation.metric null
+--evaluation.split null --evaluation.keep last --evaluation.splits "{}"`.
 DETECTOR is a zero-shot object detector that Transformers' pipeline runs: OWL-ViT, OWLv2, Grounding DINO or MM
 Grounding DINO (OmDet-Turbo lacks the post-processing that the pipeline calls). `oneref_hf/data/pseudo_labels.py` says
 how detections become phrases. The result is `OUTPUT/train_pseudo.jsonl`; pictures that cannot be read are left out
@@ -63,7 +65,11 @@ def _rows(pictures: list[Path], detect: Callable, options: argparse.Namespace) -
 
     for path in pictures:
         try:
+            str(path).encode()
             picture = open_image(str(path)).convert("RGB")
+        except UnicodeEncodeError:
+            print(f"The name {os.fsencode(path)} is not UTF-8; the picture is left out.", file=sys.stderr)
+            continue
         except ValueError as error:
             print(f"{error}; it is left out.", file=sys.stderr)
             continue

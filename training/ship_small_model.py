@@ -19,7 +19,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from oneref_hf.complete_output import complete_directory
+from oneref_hf.complete_output import complete_directory, what_is_there
 
 
 FOLDER = Path(__file__).resolve().parents[1] / "src" / "oneref_hf" / "small_model_files"
@@ -50,9 +50,11 @@ def ship(model: Path, results: Path, output: Path) -> None:
     """Replaces `output` by the files of a model and the card that its results give.
 
     Raises:
-        ShippingError: if a file is missing, the model is too large, or the results are not those of both splits at
-            the resolution of the picture.
+        ShippingError: if a file is missing, the model is too large, the results are not those of both splits at the
+            resolution of the picture, or `output` holds anything but a model.
     """
+    if what_is_there(output, lambda config: config.get("model_type") == "oneref") == "other":
+        raise ShippingError(f"'{output}' holds something else than a model; choose another --output.")
     missing = [name for name in FILES if not (model / name).is_file()]
     if missing:
         raise ShippingError(f"'{model}' has no {', '.join(missing)}; give a finished model of the recipe.")

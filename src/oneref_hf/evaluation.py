@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from .data.loading import ReferringData
-from .data.records import has_segmentation, undecoded
+from .data.records import SEGMENTATIONS, undecoded
 from .metrics import RecMetric, ResMetric, score_auroc
 from .prediction import PROTOCOLS, PredictionError, Run, Scoring, predict, segments, write_malformed
 
@@ -118,13 +118,8 @@ def evaluate_split(
 
 
 def _feasible(model, data: ReferringData, wanted: Iterable[str] | None) -> tuple[str, ...]:
-    first = list(itertools.islice(undecoded(data.records), _LOOKED_AT))
-    if not first:
-        raise PredictionError(f"{data.name} gives no usable row.")
-    possible = {
-        "rec": any(record["box"] is not None for record in first),
-        "res": segments(model) and any(has_segmentation(record) for record in first),
-    }
+    annotated = _annotated(data)
+    possible = {"rec": "rec" in annotated, "res": segments(model) and "res" in annotated}
     for task in wanted or ():
         if not possible[task]:
             reason = (
@@ -139,6 +134,25 @@ def _feasible(model, data: ReferringData, wanted: Iterable[str] | None) -> tuple
     if not tasks:
         raise PredictionError(f"{data.name} has nothing to score against: neither boxes nor, for this model, masks.")
     return tasks
+
+
+def _annotated(data: ReferringData) -> set[str]:
+    """The tasks that some record has a target for; of a stream the first records tell.
+
+    Raises:
+        PredictionError: if there are no records.
+    """
+    columns = {"rec": ["box"], "res": list(SEGMENTATIONS)}
+    records = undecoded(data.records)
+    if not hasattr(records, "__len__"):
+        first = list(itertools.islice(records, _LOOKED_AT))
+        if not first:
+            raise PredictionError(f"{data.name} gives no usable row.")
+        given = {name for record in first for name, value in record.items() if value is not None}
+    else:
+        parts = records.select_columns(["box", *SEGMENTATIONS]).with_format("arrow").iter(_LOOKED_AT)
+        given = {name for part in parts for name in part.column_names if part[name].null_count < len(part)}
+    return {task for task, names in columns.items() if given & {*names}}
 
 
 # Scores -----------------------------------------------------------------------------------------------------------

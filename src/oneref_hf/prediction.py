@@ -4,7 +4,8 @@
 Every `shard_rows` neighbouring records make a shard, the unit of work: one process answers them and writes
 `predictions-NUMBER.parquet`, under a temporary name first. Finished shards are never computed again, whoever made
 them, so a run may be stopped at any moment and continued by another number of processes, and every record is answered
-exactly once. `run.json` says what the shards belong to; with another model, data set or setting the run is refused.
+exactly once. `run.json` says what the shards belong to; with another model, data set or setting, or other records in
+the data set (pictures may have come or gone), the run is refused.
 
 Columns of a shard: `index` (place among the records), `id`, `image` (path or address), `phrase`, `source`,
 `expression_type`, `score`, `box` (x0, y0, x1, y1 in pixels of the picture), `mask` (COCO run lengths of the picture,
@@ -14,6 +15,7 @@ compressed; where the model segments), and `problem`, which says why a record ha
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -76,7 +78,7 @@ class Run:
     batch_size: None finds the largest that fits by trying.
     limit: use the first records only.
     num_threads: for reading pictures and encoding masks; None takes this process's share of the cores, at most 8.
-    overwrite: replace what the folder holds of another run.
+    overwrite: begin anew, whatever the folder holds, of this run or another.
     strict: stop at the first record whose picture or annotation cannot be used.
     """
 
@@ -175,7 +177,8 @@ def predict(
             split; plain values. The model, its dtype, the scoring and the shard size are added.
 
     Raises:
-        PredictionError: if the folder holds another run, a shard is missing in the end, or there are no records.
+        PredictionError: if the folder holds another run or shards of other records, a shard is missing in the end, or
+            there are no records.
         ProcessError: if this process cannot write.
     """
     folder, run = Path(folder), run or Run()
@@ -327,6 +330,11 @@ def _complete(folder: Path, num_rows: int, shard_rows: int) -> list[Path]:
         raise PredictionError("The data set has no records.")
     shards = _shards_in(folder)
     expected = range(-(-num_rows // shard_rows))
+    if any(number not in expected for number in shards):
+        raise PredictionError(
+            f"'{folder}' holds answers for more records than the data set has now; choose another --output, or begin "
+            "anew with --overwrite."
+        )
     missing = [number for number in expected if number not in shards]
     if missing:
         raise PredictionError(
@@ -400,6 +408,7 @@ class _Work:
         turn = 0
         for number, read in shards:
             if number in self.finished:
+                self._require_same(number, read)
                 _advance(bar, self.run.shard_rows)
                 continue
             turn += 1
@@ -412,6 +421,22 @@ class _Work:
                 part = records[start : start + batch_size]
                 first = number * self.run.shard_rows + start
                 yield _Batch(number, first, part, last=start + batch_size >= len(records))
+
+    def _require_same(self, number: int, read: Callable) -> None:
+        """A shard that is there must hold the records of now: pictures may have been added or lost since."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {"id": "id", "image": "image_file", "phrase": "phrase"}
+        try:
+            held = pq.read_table(self._path(number), columns=list(columns)).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise PredictionError(f"'{self._path(number)}' is damaged; delete it and repeat the command.") from error
+        if held != [{name: record[column] for name, column in columns.items()} for record in read(columns.values())]:
+            raise PredictionError(
+                f"'{self._path(number)}' holds answers for other records than the data set has now, perhaps because "
+                "pictures were added or removed; choose another --output, or begin anew with --overwrite."
+            )
 
     def _prepared(self, batch: _Batch) -> _Prepared:
         """Opens the pictures and lays them out; neighbours on one picture share it."""
@@ -534,7 +559,10 @@ class _Work:
 
 
 class _Shards:
-    """Numbered runs of records, each with a function that reads it; `num_rows` is known at once or after the last."""
+    """Numbered runs of records, each with a function that reads it, or at least some of its columns.
+
+    `num_rows` is known at once or after the last.
+    """
 
     def __init__(self, records, shard_rows: int, limit: int | None):
         self.records, self.shard_rows, self.limit = records, shard_rows, limit
@@ -542,10 +570,10 @@ class _Shards:
         if hasattr(records, "__len__"):
             self.num_rows = len(records) if limit is None else min(limit, len(records))
 
-    def __iter__(self) -> Iterator[tuple[int, Callable[[], list[dict]]]]:
+    def __iter__(self) -> Iterator[tuple[int, Callable[..., list[dict]]]]:
         if self.num_rows is not None:
             for number, start in enumerate(range(0, self.num_rows, self.shard_rows)):
-                yield number, lambda start=start: self._slice(start, min(start + self.shard_rows, self.num_rows))
+                yield number, functools.partial(self._slice, start, min(start + self.shard_rows, self.num_rows))
             return
         stream, num_rows = iter(itertools.islice(self.records, self.limit)), 0
         for number in itertools.count():
@@ -553,11 +581,12 @@ class _Shards:
             num_rows += len(part)
             if not part:
                 break
-            yield number, lambda part=part: part
+            yield number, lambda columns=None, part=part: part
         self.num_rows = num_rows
 
-    def _slice(self, start: int, stop: int) -> list[dict]:
-        columns = self.records[start:stop]
+    def _slice(self, start: int, stop: int, columns: Iterable[str] | None = None) -> list[dict]:
+        records = self.records if columns is None else self.records.select_columns(list(columns))
+        columns = records[start:stop]
         return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 

@@ -45,7 +45,8 @@ MODEL_SIZES = {
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
 }
 FRESH = "fresh"
-SYNTHETIC = "synthetic"
+SYNTHETIC, SYNTHETIC_SPLITS = "synthetic", ("train", "val")
+_PATCH_SIZE = 16  # of all models
 
 
 class RecipeError(ValueError):
@@ -63,7 +64,7 @@ class Model:
 
     size: key of `MODEL_SIZES`, which the weights of `init` must have; None takes any, but what is `fresh` needs one.
     init: name of a released model (looked up in `Recipe.converted`), a directory, a Hub id, or `fresh`.
-    image_size: canvas side in pixels; position tables of another size are interpolated.
+    image_size: canvas side in pixels, whole patches of 16; position tables of another size are interpolated.
     visual_tokenizer: as `init`, for the VQ-KD model of MRefM; None where no loss needs it.
     """
 
@@ -206,7 +207,7 @@ class Run:
     """How it is computed; nothing here is meant to change what is learnt, except `ema_decay` and `sync_batch_norm`.
 
     precision: `float32` as the original, or `bfloat16` autocast.
-    ema_decay: None is no moving average of the weights.
+    ema_decay: between 0 and 1, neither included; None is no moving average of the weights.
     sync_batch_norm: statistics of the mask head over all processes.
     log_steps, save_steps: optimiser steps between two of them; None saves after every epoch.
     """
@@ -240,7 +241,7 @@ class Recipe:
     evaluation: Evaluation
     stages: tuple[Stage, ...]
     run: Run
-    seed: int = _within(0)
+    seed: int = _within(0, 2**32 - 1)
     converted: str
     output_dir: str
     push_to_hub: str | None = None
@@ -456,9 +457,19 @@ def _merge_recipe(base: dict, layer: dict) -> dict:
     if replaced and "splits" not in (layer.get("evaluation") or {}):
         merged["evaluation"] = {
             **merged["evaluation"],
-            "splits": {new if name == old else name: parts for name, parts in splits.items()},
+            "splits": _renamed(splits, old, new),
         }
     return merged
+
+
+def _renamed(splits: dict, old: str, new: str) -> dict:
+    """With another name for one data set, whose splits join those that the new name has already."""
+    renamed = {}
+    for name, parts in splits.items():
+        key = new if name == old else name
+        joined = isinstance(parts, list) and isinstance(renamed.get(key), list)
+        renamed[key] = list(dict.fromkeys([*renamed[key], *parts])) if joined else parts
+    return renamed
 
 
 def _merge(base: dict, layer: dict, schema: dict) -> dict:
@@ -637,6 +648,15 @@ _METRICS = {
 }
 
 
+def _scored(recipe: Recipe) -> list[tuple[str, str]]:
+    """Data sets and splits that are read besides what is trained on."""
+    evaluation = recipe.evaluation
+    found = [(dataset, split) for dataset, splits in evaluation.splits.items() for split in splits]
+    if None not in (evaluation.metric, evaluation.split):
+        found.append((evaluation.dataset or recipe.data.dataset, evaluation.split))
+    return [*dict.fromkeys(found), (recipe.data.dataset, recipe.data.train_split)]
+
+
 def _check_consistency(recipe: Recipe) -> None:
     if not recipe.stages:
         raise RecipeError("stages: at least one is needed.")
@@ -664,6 +684,16 @@ def _check_consistency(recipe: Recipe) -> None:
         raise RecipeError("data.masking is needed for task mrefm, and for no other.")
     if recipe.data.dataset is None:
         raise RecipeError("data.dataset is missing; name a data set.")
+    if recipe.model.image_size % _PATCH_SIZE:
+        raise RecipeError(f"model.image_size is {recipe.model.image_size}; it must be a multiple of {_PATCH_SIZE}.")
+    if recipe.run.ema_decay in (0, 1):
+        raise RecipeError(f"run.ema_decay is {recipe.run.ema_decay}; it must lie between 0 and 1.")
+    for dataset, split in _scored(recipe):
+        if dataset == SYNTHETIC and split not in SYNTHETIC_SPLITS:
+            raise RecipeError(
+                f"The data set {SYNTHETIC} has no split {split!r}, only {' and '.join(SYNTHETIC_SPLITS)}; set "
+                "evaluation.split and evaluation.splits."
+            )
     if recipe.model.size is None and FRESH in (recipe.model.init, recipe.model.visual_tokenizer):
         raise RecipeError(f"model.size is missing; something {FRESH} needs one ({', '.join(MODEL_SIZES)}).")
     metric = recipe.evaluation.metric

@@ -143,7 +143,11 @@ class OneRefTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sampler = EpochSampler(len(self.train_dataset), seed)
+        number = len(self.train_dataset)
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        # Else the parts that a step is split into would decide how many an epoch has.
+        whole_steps = self.args.dataloader_drop_last and number >= step
+        sampler = EpochSampler(number, seed, step if whole_steps else 1)
         self.pop_callback(TellEpoch)
         self.add_callback(TellEpoch(sampler))
         return sampler

@@ -12,6 +12,7 @@ The same command continues a run that was stopped, or does nothing if it is comp
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -99,9 +100,10 @@ def run_recipe(recipe: Recipe) -> Path:
 
 
 def _claim(recipe: Recipe, state: PartialState) -> None:
-    """Notes the recipe in its output directory, or refuses one with another."""
+    """Notes the recipe in its output directory, or refuses one where another has been trained."""
     note, text = Path(recipe.output_dir, "recipe.yaml"), recipe.to_yaml()
-    if note.is_file() and note.read_text(encoding="utf-8") != text:
+    trained = any(path for kind in ("checkpoint-*", FINISHED) for path in note.parent.glob(f"*/{kind}"))
+    if trained and note.is_file() and note.read_text(encoding="utf-8") != text:
         raise RecipeError(
             f"'{recipe.output_dir}' holds a run of another recipe; delete it or choose another with --output_dir."
         )
@@ -162,7 +164,9 @@ def build_trainer(recipe: Recipe, stage: Stage, source: str) -> OneRefTrainer:
         validation = None
         if args.eval_strategy != "no":
             name = recipe.evaluation.dataset or recipe.data.dataset
-            validation = scored_data(recipe, processor, name, recipe.evaluation.split)
+            # The training goes on where one picture of many is unreadable; the scores in the end are exact.
+            lenient = not recipe.data.strict
+            validation = scored_data(recipe, processor, name, recipe.evaluation.split, lenient)
     options = {
         "data_collator": ReferringCollator(
             processor.tokenizer.pad_token_id,
@@ -332,11 +336,37 @@ def training_data(recipe: Recipe, stage: Stage, processor: OneRefProcessor, args
     return ReferringSamples(records, processor, **options)
 
 
-def scored_data(recipe: Recipe, processor: OneRefProcessor, dataset: str, split: str) -> ReferringSamples:
-    """Samples of the evaluation transform; one that cannot be used is an error."""
+def scored_data(
+    recipe: Recipe, processor: OneRefProcessor, dataset: str, split: str, lenient: bool = False
+) -> ReferringSamples:
+    """Samples of the evaluation transform.
+
+    Records without a box are left out. A picture that cannot be read is an error or, if `lenient`, gives its place to
+    the next one.
+    """
     target_masks = "segmentation" if recipe.task in ("res", "rec+res") else None
+    records = _scored_records(recipe, dataset, split)
+    on_unreadable = "skip" if lenient else "stop"
+    return ReferringSamples(records, processor, target_masks=target_masks, on_unreadable=on_unreadable)
+
+
+def _scored_records(recipe: Recipe, dataset: str, split: str):
+    """Those with a box, which every score needs.
+
+    Raises:
+        RecipeError: if there are none, or with `data.strict` if one has none.
+    """
     records = _records(recipe, dataset, split, streaming=False)
-    return ReferringSamples(records, processor, target_masks=target_masks, on_unreadable="stop")
+    boxes = records.select_columns("box_truncated").with_format("arrow")
+    valid = itertools.chain.from_iterable(part["box_truncated"].is_valid().to_pylist() for part in boxes.iter(1000))
+    kept = [index for index, has_box in enumerate(valid) if has_box]
+    missing = len(records) - len(kept)
+    if not kept or (missing and recipe.data.strict):
+        raise RecipeError(f"{missing} of {len(records)} records of '{dataset}', split {split}, have no box to score.")
+    if missing:
+        logger.warning(f"{dataset}, {split}: {missing} records without a box are not scored.")
+        records = records.select(kept)
+    return records
 
 
 def _records(recipe: Recipe, dataset: str, split: str, streaming: bool | None = None):
@@ -359,8 +389,8 @@ def _require_scored_data(recipe: Recipe) -> None:
     for dataset, splits in recipe.evaluation.splits.items():
         for split in splits:
             try:
-                _records(recipe, dataset, split, streaming=False)
-            except DatasetError as error:
+                _scored_records(recipe, dataset, split)
+            except (DatasetError, RecipeError) as error:
                 raise RecipeError(f"evaluation.splits: {error}") from error
 
 

@@ -10,6 +10,7 @@ import pickle
 import pickletools
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,6 +198,20 @@ def test_a_directory_loads_typed_gains_splits_and_refuses_strangers(tmp_path, im
 
     card = (out / "README.md").read_text()
     assert "# RefCOCO: referring" in card and "| val | 2 | 10834 | unc_val.pth |" in card and "{{" not in card
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+    # What people put into the folder stays when a split is added.
+    (out / "pictures").mkdir()
+    (out / "pictures" / "a.png").write_text("precious")
+    (out / "data" / "notes.txt").write_text("mine")
+    (out / "train_pseudo.jsonl").write_text("{}")
+    test = tmp_path / "unc_testA.pth"
+    shutil.copy(tmp_path / "unc_val.pth", test)
+    code, _, err = run(test, "--dataset", "unc", "--images", images, "--output", out)
+    assert code == 0, err
+    assert (out / "pictures" / "a.png").read_text() == "precious"
+    assert (out / "data" / "notes.txt").read_text() == "mine"
+    assert (out / "train_pseudo.jsonl").read_text() == "{}" and list((out / "data").glob("testA-*.parquet"))
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
     file = tmp_path / "unc_val.pth"

@@ -66,6 +66,8 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch():
 
     assert order(1, 0) == order(1, 0) and sorted(order(1, 0)) == list(range(50))
     assert order(1, 0) != order(1, 1) != order(2, 1)
+    steps = EpochSampler(50, 1, multiple_of=8)
+    assert len(steps) == 48 and list(steps) == order(1, 0)[:48]
     key = pickle.loads(pickle.dumps(order(1, 3)[0]))
     assert isinstance(key, SampleKey) and key.epoch == 3 and key == order(1, 3)[0]
 

@@ -242,6 +242,17 @@ def test_what_is_no_picture(folder):
         labelled_picture(folder / "a.png", [], folder)
 
 
+def test_linked_pictures_keep_their_names(folder):
+    """Large sets are often folders of links; a folder may be a link, too."""
+    (folder / "set").mkdir()
+    (folder / "set" / "link.png").symlink_to(folder / "c.png")
+    assert labelled_picture(folder / "set" / "link.png", [], folder / "set").file_name == "link.png"
+    (folder / "same").symlink_to(folder / "my photos")
+    assert labelled_picture(folder / "my photos" / "a b.png", [], folder / "same").file_name == "a b.png"
+    with pytest.raises(ValueError, match="does not lie in"):
+        labelled_picture(folder / "c.png", [], folder / "set")
+
+
 def test_a_mask_of_another_size(folder, answers):
     answers[0]["mask"] = answers[0]["mask"].resize((10, 10))
     with pytest.raises(ValueError, match=r"mask on 'c\.png' is \(10, 10\)"):

@@ -159,6 +159,14 @@ def test_splits_of_files_and_of_rows(pictures):
     assert len(load_both_ways(path, None)) == 3
 
 
+def test_rows_that_name_a_split_may_come_late(pictures):
+    rows = [{"image": "a.png", "phrase": str(number)} for number in range(150)]
+    rows += [{"image": "b.png", "phrase": f"test {number}", "split": "test"} for number in range(3)]
+    path = write_json_lines(pictures / "all.jsonl", [*rows, {"image": "b.png", "phrase": "train", "split": "train"}])
+    assert len(load_both_ways(path, "train")) == 151
+    assert len(load_both_ways(path, "test")) == 153, "rows that name none are of every split"
+
+
 def test_other_names_of_a_split_within_one_file(pictures):
     """`testA` finds `test` only beside `testB`, as in folders; rows that name no split belong to each."""
     path = pictures / "all.csv"
@@ -453,6 +461,37 @@ def test_malformed_csv_and_coco_rows(pictures):
     assert [str(problem) for problem in data.problems] == [
         "mine.json, annotation 1: there is no image with the id 2",
         "mine.json, annotation 2: it is not an object",
+    ]
+
+
+def test_corners_and_sides_in_columns_with_gaps(pictures):
+    path = pictures / "mine.csv"
+    lines = ["1,2,30,38,40.0,60.0", ",,,,,", "1,,30,38,40,60", "1,2,30,,40,60", "0,0,1,1,40.5,60"]
+    path.write_text("image,phrase,x0,y0,x1,y1,height,width\n" + "".join(f"a.png,cup,{line}\n" for line in lines))
+    data = open_referring_data(path, None)
+    assert [(row["box"], row["height"], row["width"]) for row in plain(data.records)] == [
+        ([1, 2, 30, 38], 40, 60),
+        (None, None, None),
+    ]
+    places, reasons = zip(*(str(problem).split(": ") for problem in data.problems))
+    assert places == ("mine.csv, line 4", "mine.csv, line 5", "mine.csv, line 6")
+    assert reasons[:2] == ("its box lacks y0", "its box lacks y1") and "40.5" in reasons[2]
+    path.write_text("image,phrase,x0,y0,x1\na.png,cup,1,2,30\nb.png,cup,,,\n")
+    data = open_referring_data(path, None)
+    assert [str(problem) for problem in data.problems] == ["mine.csv, line 2: its box lacks y1"]
+
+
+def test_coco_images_that_share_an_identifier(pictures):
+    """As where files were merged by hand; which of them an annotation means nobody knows."""
+    images = [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}, {"file_name": "a.png"}]
+    images += [{"id": 2, "file_name": "a.png"}] * 2
+    annotations = [{"image_id": 1, "caption": "x"}, {"caption": "y"}, {"image_id": 2, "caption": "z"}]
+    (pictures / "mine.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    data = open_referring_data(pictures / "mine.json", None)
+    assert [row["phrase"] for row in plain(data.records)] == ["z"]
+    assert [str(problem) for problem in data.problems] == [
+        "mine.json, annotation 0: there are several images with the id 1",
+        "mine.json, annotation 1: it has no image_id",
     ]
 
 

@@ -94,7 +94,7 @@ def add_run_options(parser: argparse.ArgumentParser):
         help="number format of the weights (default: as saved)",
     )
     parser.add_argument("--trust-remote-code", action="store_true", help=TRUST_HELP)
-    parser.add_argument("--overwrite", action="store_true", help="replace predictions of another run in the output")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew, whatever the output holds")
 
 
 class Session:

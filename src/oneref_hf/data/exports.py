@@ -75,11 +75,19 @@ def labelled_picture(
     Raises:
         ValueError: if the file is no readable picture, or does not lie in `folder`.
     """
-    name = Path(path) if folder is None else Path(path).resolve().relative_to(Path(folder).resolve())
+    name = Path(path) if folder is None else _relative(Path(path), Path(folder))
     # Decoded as for the model: whether the size in a file's header is the upright one differs between formats.
     picture = open_image(Path(path))
     size = (picture.height, picture.width)
     return LabelledPicture(name.as_posix(), size, [answers] if isinstance(answers, Mapping) else answers)
+
+
+def _relative(path: Path, folder: Path) -> Path:
+    # First with links as they are, since pictures of large sets are often links to some other place.
+    for place in (os.path.abspath, os.path.realpath):
+        if Path(place(path)).is_relative_to(place(folder)):
+            return Path(place(path)).relative_to(place(folder))
+    raise ValueError(f"The picture '{path}' does not lie in '{folder}'.")
 
 
 # COCO -------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ ROW_FIELDS = (
     "semantic_relation_labels",
 )
 
+SEGMENTATIONS = ("polygons", "rle", "mask")  # the columns that a mask may be in
 MAX_PHRASE = 10_000
 MAX_COORDINATE = 1_000_000
 MAX_SIDE = 100_000
@@ -198,7 +199,7 @@ def target_mask(record: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray 
 
 def has_segmentation(record: Mapping[str, Any]) -> bool:
     """Whether a record has a mask in any form."""
-    return any(record[name] is not None for name in ("polygons", "rle", "mask"))
+    return any(record[name] is not None for name in SEGMENTATIONS)
 
 
 # Fields -----------------------------------------------------------------------------------------------------------
@@ -367,6 +368,7 @@ def _shown(value: Any) -> str:
 
 __all__ = [
     "ROW_FIELDS",
+    "SEGMENTATIONS",
     "MalformedRow",
     "has_segmentation",
     "is_address",

@@ -9,8 +9,8 @@ processes of a data loader.
 from __future__ import annotations
 
 import csv
-import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +22,6 @@ from .records import MalformedRow
 
 Rows = Iterator[tuple[str, "dict | MalformedRow"]]
 CSV_CORNERS = ("x0", "y0", "x1", "y1")
-_ROWS_FOR_COLUMNS = 100
 # Small, because rows may carry pictures.
 _PARQUET_ROWS = 64
 # Enough for any mask; bounded, as a quote that is never closed makes the rest of a file one cell.
@@ -53,9 +52,8 @@ class FileSource:
         return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
 
     def columns(self) -> set[str]:
-        """The columns of the first rows."""
-        rows = itertools.islice(self.rows(), _ROWS_FOR_COLUMNS)
-        return {column for _, row in rows if isinstance(row, dict) for column in row}
+        """The columns of all rows, since one that says what a row is may come late (`split`)."""
+        return {column for _, row in self.rows() if isinstance(row, dict) for column in row}
 
     def rows(self) -> Rows:
         """Every row with its place, read as they are asked for.
@@ -114,11 +112,15 @@ def _csv_row(cells: dict) -> dict | MalformedRow:
         return MalformedRow("it has more cells than the header; quote texts that hold the separator")
     if None in cells.values():
         return MalformedRow("it has fewer cells than the header")
-    if all(cells.get(name) for name in CSV_CORNERS):
+    missing = [name for name in CSV_CORNERS if not cells.get(name)]
+    if not missing:
         cells["box"] = " ".join(cells[name] for name in CSV_CORNERS)
+    elif len(missing) < len(CSV_CORNERS) and not cells.get("box"):
+        return MalformedRow(f"its box lacks {', '.join(missing)}")
     for side in ("height", "width"):
-        if cells.get(side, "").isdecimal():
-            cells[side] = int(cells[side])
+        # With gaps in the column, programs write "480.0".
+        if re.fullmatch(r"\d+(\.0*)?", cells.get(side, ""), re.ASCII):
+            cells[side] = int(float(cells[side]))
     return cells
 
 
@@ -139,7 +141,10 @@ class CocoSource(FileSource):
                 f"{self.path} is not COCO JSON, for it lacks the lists images and annotations; a list of objects "
                 "belongs in a .jsonl file, one object per line."
             )
-        images = {_key(image): image for image in lists[0] if isinstance(image, dict)}
+        images: dict[str, list[dict]] = {}
+        for image in lists[0]:
+            if isinstance(image, dict):
+                images.setdefault(_key(image), []).append(image)
         for number, annotation in enumerate(lists[1]):
             yield f"{self.path.name}, annotation {number}", _coco_row(annotation, images)
 
@@ -152,12 +157,17 @@ def _key(entry: dict, name: str = "id") -> str:
     return identifier if isinstance(identifier, str) else json.dumps(identifier)
 
 
-def _coco_row(annotation: Any, images: dict[str, dict]) -> dict | MalformedRow:
+def _coco_row(annotation: Any, images: dict[str, list[dict]]) -> dict | MalformedRow:
     if not isinstance(annotation, dict):
         return MalformedRow("it is not an object")
-    image = images.get(_key(annotation, "image_id"))
+    if annotation.get("image_id") is None:
+        return MalformedRow("it has no image_id")
+    key = _key(annotation, "image_id")
+    *others, image = images.get(key, [None])
     if image is None:
-        return MalformedRow(f"there is no image with the id {_key(annotation, 'image_id')}")
+        return MalformedRow(f"there is no image with the id {key}")
+    if any(other.get("file_name") != image.get("file_name") for other in others):
+        return MalformedRow(f"there are several images with the id {key}")
     phrase = annotation.get("phrase", annotation.get("caption", image.get("caption")))
     return {
         **annotation,

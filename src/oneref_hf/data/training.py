@@ -59,21 +59,26 @@ class EpochSampler(Sampler):
     """Every sample once per epoch, in an order that depends on seed and epoch alone.
 
     It yields `SampleKey`s rather than indices, so that workers, even persistent ones, know the epoch.
+
+    Args:
+        multiple_of: samples of an optimiser step; what is left of the last one, other samples in every epoch, is left
+            out, so that an epoch has as many steps on any number of devices.
     """
 
-    def __init__(self, num_samples: int, seed: int):
+    def __init__(self, num_samples: int, seed: int, multiple_of: int = 1):
         self.num_samples, self.seed, self.epoch = num_samples, seed, 0
+        self.multiple_of = multiple_of
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next order is of."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.num_samples
+        return self.num_samples - self.num_samples % self.multiple_of
 
     def __iter__(self) -> Iterator[SampleKey]:
         order = torch.randperm(self.num_samples, generator=generator_for(self.seed, self.epoch, "order"))
-        return (SampleKey(index, self.epoch) for index in order.tolist())
+        return (SampleKey(index, self.epoch) for index in order[: len(self)].tolist())
 
 
 def generator_for(seed: int, epoch: int, sample: int | str) -> torch.Generator:
