@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from oneref_hf.loss_oneref import (
     masked_language_loss,
     semantic_relation_loss,
     visual_relation_loss,
+    visual_token_loss,
 )
 
 
@@ -83,6 +85,14 @@ def test_dropping_the_worst_always_leaves_one():
     logits = torch.randn(1, 11)
     kept = masked_language_loss(logits, torch.tensor([3]), drop_worst_ratio=0.2)
     assert kept == masked_language_loss(logits, torch.tensor([3]))
+
+
+def test_nothing_masked_is_no_loss():
+    for loss in (masked_language_loss, visual_token_loss, partial(masked_language_loss, drop_worst_ratio=0.2)):
+        logits = torch.randn(0, 7, requires_grad=True)
+        value = loss(logits, torch.zeros(0, dtype=torch.long))
+        value.backward()
+        assert value == 0 and logits.grad.shape == (0, 7)
 
 
 def test_relation_losses():

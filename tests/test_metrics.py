@@ -18,6 +18,7 @@ from oneref_hf.metrics import (
     box_iou,
     canvas_masks,
     mask_iou,
+    mask_overlap,
     rec_accuracy,
     res_iou,
     res_scores,
@@ -135,6 +136,15 @@ def test_masks_by_hand():
     shares = [scores[f"precision@{t}"] for t in (0.5, 0.6, 0.7, 0.8, 0.9)]
     assert shares == [0.5, 0.25, 0.25, 0, 0]  # 7 of 10 pixels reach 0.7
     assert scores["samples"] == 4
+
+
+def test_masks_as_the_processor_returns_them_or_mirrored():
+    masks = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5
+    targets = masks.roll(1, -1)
+    expected = mask_overlap(masks, targets)
+    for form in (list(masks), masks.flip(-1).numpy()[..., ::-1], [mask.numpy() for mask in masks]):
+        for one, other in zip(mask_overlap(form, list(targets)), expected):
+            assert torch.equal(one, other)
 
 
 def test_empty_unions_and_zero_samples():

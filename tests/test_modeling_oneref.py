@@ -1,4 +1,5 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
+import logging
 import re
 
 import pytest
@@ -214,6 +215,23 @@ def test_weights_scale_the_losses_and_unknown_names_are_refused(golden_model, go
         OneRefConfig(loss_weights={"box_l2": 1.0})
 
 
+def test_changes_of_the_configuration_while_loading_are_checked(golden_model, golden_inputs, labels, tmp_path):
+    golden_model(OneRefForGrounding).save_pretrained(tmp_path)
+    model = OneRefForGrounding.from_pretrained(tmp_path, loss_weights={"box_l1": 5.0})
+    assert model.config.loss_weights == {**OneRefConfig().loss_weights, "box_l1": 5.0}
+    assert model(**golden_inputs, box_labels=labels["box_labels"]).loss.isfinite()
+    for change, message in (
+        ({"loss_weights": {"box_l2": 1.0}}, "Unknown names in loss_weights: box_l2"),
+        ({"shared_image_layers": -1}, r"shared_image_layers \(-1\) must lie between"),
+        ({"drop_path_rate": 2.0}, "drop_path_rate must lie in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            OneRefForGrounding.from_pretrained(tmp_path, **change)
+    for name in ("patch_size", "num_attention_heads", "hidden_size"):
+        with pytest.raises(Exception, match=f"{name} must be at least 1, got 0"):
+            OneRefConfig(**{name: 0})
+
+
 def test_every_parameter_learns_or_is_known_not_to(golden_model, golden, golden_inputs, labels):
     unused = {
         "train_rec": {"logit_scale", "mask_token"},
@@ -368,6 +386,26 @@ def test_one_picture_serves_all_phrases_and_options_reach_the_model(golden_model
     torch.testing.assert_close(answers.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="Got 2 images but 3 texts"):
         answer_phrases(model, golden_inputs["pixel_values"][:2], **texts)
+    with pytest.raises(ValueError, match="There are no phrases"):
+        answer_phrases(model, picture, **{name: value[:0] for name, value in texts.items()})
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, Exported])
+def test_pictures_may_be_masked_or_of_another_size_for_many_phrases(golden_model, golden_inputs, wrap):
+    model = golden_model(OneRefForGrounding)
+    texts = {name: golden_inputs[name] for name in ("input_ids", "attention_mask")}
+    pictures = torch.nn.functional.interpolate(golden_inputs["pixel_values"], size=(96, 96))
+    masked = torch.arange(36) % 4 == torch.arange(3)[:, None]
+    options = {"bool_masked_pos": masked, "interpolate_pos_encoding": True}
+    answers = answer_phrases(wrap(model), pictures, **texts, max_tokens_per_forward=1, **options)
+    with torch.no_grad():
+        expected = model(pictures, **texts, **options)
+        plain = model(pictures, **texts, interpolate_pos_encoding=True)
+    torch.testing.assert_close(answers.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+    assert (plain.pred_boxes - expected.pred_boxes).abs().max() > 1e-3
+    encoded = model.encode_images(pictures, interpolate_pos_encoding=True)
+    with pytest.raises(ValueError, match="Encoded images can no longer be masked"):
+        model(encoded_images=encoded, **texts, bool_masked_pos=masked)
 
 
 def test_masks_in_parts_equal_the_original(golden_model, golden, golden_inputs, monkeypatch):
@@ -487,10 +525,8 @@ def test_an_answer_that_fills_the_picture_is_judged_by_its_inside():
 def test_a_model_trained_on_masks_only_takes_box_and_score_from_its_mask(golden_model, golden_inputs):
     with torch.no_grad():
         plain = golden_model(OneRefForSegmentation)(**golden_inputs)
-        from_mask = golden_model(OneRefForSegmentation, trained_on_masks_only=True)(**golden_inputs)
-        without_mask = golden_model(OneRefForSegmentation, trained_on_masks_only=True)(
-            **golden_inputs, predict_masks=False
-        )
+        model = golden_model(OneRefForSegmentation, trained_on_masks_only=True)
+        from_mask, not_wanted = (model(**golden_inputs, predict_masks=wanted) for wanted in (True, False))
     assert torch.equal(plain.pred_masks, from_mask.pred_masks)
     for logits, box, score in zip(from_mask.pred_masks, from_mask.pred_boxes, from_mask.scores):
         rows, columns = (logits > 0).nonzero().unbind(1)
@@ -498,7 +534,15 @@ def test_a_model_trained_on_masks_only_takes_box_and_score_from_its_mask(golden_
         torch.testing.assert_close(cxcywh_to_xyxy(box), expected)
         contrast = logits[logits > 0].mean() - logits[logits <= 0].mean()
         assert score.item() == pytest.approx(((1 + contrast / 2) / 2).item(), abs=1e-5)
-    torch.testing.assert_close(without_mask.pred_boxes, plain.pred_boxes)
+    assert torch.equal(not_wanted.pred_boxes, from_mask.pred_boxes)
+    assert torch.equal(not_wanted.scores, from_mask.scores)
+
+
+def test_the_box_head_of_a_model_trained_on_masks_only_is_warned_of(golden_model, caplog):
+    logging.Logger.warning_once.cache_clear()  # transformers' own method, which remembers what it said
+    for known in (False, True):
+        golden_model(OneRefForGrounding, trained_on_masks_only=known)
+        assert ("its box head knows nothing" in caplog.text) is known
 
 
 def test_tight_boxes_fall_back_on_an_empty_mask():

@@ -426,3 +426,16 @@ def test_options_that_make_no_sense_are_named(finder, paths):
         finder(paths[0], "the cup", threshold=50)
     with pytest.raises(ValueError, match="max_tokens_per_forward is at least 1, not 0"):
         finder(paths[0], "the cup", max_tokens_per_forward=0)
+    assert_equal(finder(paths[0], "the cup", threshold=None, max_tokens_per_forward=None), finder(paths[0], "the cup"))
+
+
+def test_what_was_loaded_is_told(segmentation_directory):
+    model, loading = AutoModelForReferringExpression.from_pretrained(segmentation_directory, output_loading_info=True)
+    assert isinstance(model, OneRefForSegmentation) and not loading["missing_keys"]
+
+
+def test_tensors_with_gradients_and_arrays_of_anything(finder):
+    picture = torch.rand(3, 50, 60)
+    assert_equal(finder(picture.clone().requires_grad_(), "the cup"), finder(picture, "the cup"))
+    with pytest.raises(ValueError, match="a picture is an array of numbers, not of object"):
+        finder(np.full((20, 20, 3), None), "the cup")

@@ -175,6 +175,18 @@ def test_long_phrases_are_cut_with_one_warning(processor, caplog):
     assert sum("cut off after 64 tokens" in record.message for record in caplog.records) == 1
 
 
+def test_the_length_of_phrases_is_saved(processor, tmp_path):
+    limit = processor.tokenizer.model_max_length
+    try:
+        for length, expected in ((20, 20), (100, 100), (10**30, 64)):
+            processor.tokenizer.model_max_length = length
+            processor.save_pretrained(tmp_path)
+            for one in (processor, OneRefProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
+                assert one(text="word " * 500).input_ids.shape == (1, expected)
+    finally:
+        processor.tokenizer.model_max_length = limit
+
+
 def test_padding_can_be_fixed(processor):
     short = processor(text="a cup", padding="max_length")
     assert short.input_ids.shape == short.attention_mask.shape == (1, 64)

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from oneref_hf.visualization import (
@@ -306,13 +307,25 @@ def test_what_an_answer_lacks_is_left_out():
     assert widths == [12 + 2 * 372, 12 + 3 * 372]
 
 
+def test_the_mask_of_a_panel_is_as_large_as_that_of_the_answer():
+    """Enlarged smoothly, so that its edge would grow if everything touched counted."""
+    mask = Image.new("L", (40, 40))
+    mask.paste(255, (10, 10, 20, 20))
+    answer = answer_of(box=(0, 0, 40, 40), mask=mask)
+    panel = pixels(figure_row(Image.new("RGB", (40, 40), "white"), answer))[44:400, 384:744]
+    _, columns = (panel != 255).any(-1).nonzero()
+    assert 90 <= columns.max() - columns.min() + 1 <= 96, "with the contour"
+
+
 def test_a_figure_stacks_the_rows():
     picture, answers = noise(), [answer_of("first"), None, answer_of("second", mask=ellipse())]
     rows = [figure_row(picture, answer) for answer in answers if answer]
     figure = pixels(draw_figure(picture, answers))
     assert np.array_equal(figure[: rows[0].height, : rows[0].width], pixels(rows[0]))
     assert np.array_equal(figure[rows[0].height :], pixels(rows[1]))
-    assert np.array_equal(pixels(draw_figure(picture, [None])), pixels(picture))
+    for nothing in ([None], [], None):
+        assert np.array_equal(pixels(draw_figure(picture, nothing)), pixels(picture))
+    assert pixels(draw_figure(torch.rand(3, 20, 30, requires_grad=True), None)).shape == (20, 30, 3)
 
 
 # Sizes and bad input

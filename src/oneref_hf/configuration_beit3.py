@@ -85,9 +85,13 @@ class Beit3Config(PreTrainedConfig):
         """Part of `@strict`-powered validation: rules that concern more than one field.
 
         Raises:
-            ValueError: if heads do not divide the hidden size, patches do not divide the image, there are fewer layers
-                than shared ones, or `drop_path_rate` is outside [0, 1).
+            ValueError: if a size is not positive, heads do not divide the hidden size, patches do not divide the
+                image, there are fewer layers than shared ones, or `drop_path_rate` is outside [0, 1).
         """
+        sizes = "vocab_size hidden_size num_attention_heads intermediate_size patch_size num_channels"
+        for name in sizes.split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.hidden_size % self.num_attention_heads != 0:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "

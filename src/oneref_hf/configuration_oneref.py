@@ -80,9 +80,10 @@ class OneRefConfig(Beit3Config):
     mlm_drop_worst_ratio: float | int = 0.2
     mlm_drop_worst_after: int = 12000
 
-    def __post_init__(self, **kwargs):
-        self.loss_weights = {**DEFAULT_LOSS_WEIGHTS, **(self.loss_weights or {})}
-        super().__post_init__(**kwargs)
+    def __setattr__(self, name, value):
+        if name == "loss_weights":  # here, for `from_pretrained` changes a finished configuration
+            value = {**DEFAULT_LOSS_WEIGHTS, **(value or {})}
+        super().__setattr__(name, value)
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation: rules that concern more than one field.

@@ -42,7 +42,7 @@ class OneRefImageProcessorPil(OneRefImageProcessorMixin, PilBackend):
 
     def process_image(self, image: Image.Image | np.ndarray | torch.Tensor, device=None, **kwargs) -> np.ndarray:
         """One picture as `(channels, height, width)`, uint8 or float32, always in main memory."""
-        return super().process_image(image, **kwargs).cpu().numpy()
+        return super().process_image(image, **kwargs).detach().cpu().numpy()
 
     def resize(self, image: np.ndarray, size: SizeDict, resample: int | None = None, **kwargs) -> np.ndarray:
         """Resizes `(channels, height, width)` of uint8 or float32 to `size`, keeping the type."""

@@ -252,7 +252,10 @@ def read_picture(
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
     """A tensor of the array's numbers; a copy, since torch knows neither read-only memory nor foreign byte orders."""
-    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    try:
+        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    except TypeError as error:
+        raise ValueError(f"a picture is an array of numbers, not of {array.dtype}.") from error
 
 
 def _numbers_of_pil(image: Image.Image, convert_rgb: bool) -> np.ndarray:

@@ -79,7 +79,12 @@ def _gather_with_grad(embeds: torch.Tensor) -> torch.Tensor:
 
 
 def visual_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Masked image modelling: cross entropy of `(N, V)` logits against visual codes `(N,)`, mean over N patches."""
+    """Masked image modelling: cross entropy of `(N, V)` logits against visual codes `(N,)`, mean over N patches.
+
+    It is 0 if no patch is masked.
+    """
+    if len(labels) == 0:
+        return logits.float().sum()
     return nn.functional.cross_entropy(logits.float(), labels)
 
 
@@ -93,7 +98,8 @@ def masked_language_loss(
 ) -> torch.Tensor:
     """Masked language modelling: KL divergence from smoothed labels, mean over the masked tokens that count.
 
-    The label keeps `1 - label_smoothing`; the rest is spread evenly over the other V - 1 words.
+    The label keeps `1 - label_smoothing`; the rest is spread evenly over the other V - 1 words. It is 0 if no token is
+    masked.
 
     Args:
         logits: `(N, V)` at the masked positions.
@@ -101,6 +107,8 @@ def masked_language_loss(
         drop_worst_ratio: share of the tokens, those with the highest loss, that is left out. At least one token
             always counts (the original divides by zero when a single token is masked).
     """
+    if len(labels) == 0:
+        return logits.float().sum()
     log_prob = logits.float().log_softmax(-1)
     vocab_size = log_prob.shape[-1]
     on_label, elsewhere = 1 - label_smoothing, label_smoothing / (vocab_size - 1)

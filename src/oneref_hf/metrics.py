@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
 
 from .letterbox_oneref import canvas_masks
@@ -62,8 +63,9 @@ def mask_overlap(pred_masks, target_masks) -> tuple[torch.Tensor, torch.Tensor]:
     """Intersection and union of each predicted mask with its target, in pixels.
 
     Args:
-        pred_masks: `(N, H, W)` or `(N, 1, H, W)`. Bool or integer: masks of the target's size, non-zero = foreground.
-            Floating point: logits of any size, brought to the target's by `canvas_masks`.
+        pred_masks: `(N, H, W)` or `(N, 1, H, W)`, or a list of N masks of one size. Bool or integer: masks of the
+            target's size, non-zero = foreground. Floating point: logits of any size, brought to the target's by
+            `canvas_masks`.
         target_masks: the same layout, non-zero = foreground.
 
     Returns:
@@ -319,9 +321,16 @@ def _area(boxes_xyxy: torch.Tensor) -> torch.Tensor:
     return (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clamp(min=0).prod(dim=1)
 
 
+def _tensor(values) -> torch.Tensor:
+    # A copy where an array is turned or mirrored, which torch cannot read.
+    return torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+
+
 def _planes(masks, name: str) -> torch.Tensor:
     """`(N, H, W)` from that or `(N, 1, H, W)`."""
-    masks = torch.as_tensor(masks)
+    if isinstance(masks, (list, tuple)):
+        masks = torch.stack([_tensor(mask) for mask in masks]) if masks else torch.zeros(0, 0, 0, dtype=torch.bool)
+    masks = _tensor(masks)
     if masks.ndim == 4 and masks.shape[1] == 1:
         masks = masks[:, 0]
     if masks.ndim != 3:

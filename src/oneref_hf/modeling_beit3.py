@@ -456,6 +456,7 @@ class Beit3Model(Beit3PreTrainedModel):
     _key_mapping_from = {"oneref": {r"^(?:oneref\.)?beit3\.": ""}}
 
     def __init__(self, config: Beit3Config):
+        config.validate_architecture()  # again, for `from_pretrained` changes a finished configuration
         super().__init__(config)
         self.vision_embeddings = Beit3VisionEmbeddings(config)
         self.text_embeddings = Beit3TextEmbeddings(config)
@@ -524,7 +525,7 @@ class Beit3Model(Beit3PreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch_size, text_length)`, *optional*):
                 1 for tokens, 0 for padding (torchscale's padding mask has it the other way round).
             bool_masked_pos (`torch.BoolTensor` of shape `(num_images, num_patches)`, *optional*):
-                1 where the mask token replaces a patch.
+                1 where the mask token replaces a patch. Of `encoded_images` it belongs to `encode_images`.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to interpolate the image positions when the image is not `config.image_size` pixels.
             pixel_mask (`torch.Tensor` of shape `(num_images, height, width)`, *optional*):
@@ -538,11 +539,13 @@ class Beit3Model(Beit3PreTrainedModel):
             [`Beit3ModelOutput`], one row per text. `output_hidden_states` is a flag, an index or a list of indices.
 
         Raises:
-            ValueError: without any input, when the numbers of images and texts or the image size do not fit, or when
-                hidden states or attentions are asked of shared layers.
+            ValueError: without any input, when encoded images shall be masked, when the numbers of images and texts or
+                the image size do not fit, or when hidden states or attentions are asked of shared layers.
         """
         if encoded_images is not None and pixel_values is not None:
             raise ValueError("The images were given twice, as pixel_values and as encoded_images; give one of them.")
+        if encoded_images is not None and bool_masked_pos is not None:
+            raise ValueError("Encoded images can no longer be masked; give bool_masked_pos to encode_images.")
         if encoded_images is None and pixel_values is None and input_ids is None:
             raise ValueError("Nothing to encode: give pixel_values, input_ids or both.")
         wanted = kwargs.pop("output_hidden_states", None)

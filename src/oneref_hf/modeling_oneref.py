@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_oneref import OneRefConfig
@@ -35,6 +35,9 @@ from .modeling_beit3 import (
     image_of_each_text,
     init_torch_default_,
 )
+
+
+logger = logging.get_logger(__name__)
 
 
 # Phrases whose masks are computed together in evaluation: of a base model in float32 each takes 0.25 GB at 384 pixels.
@@ -623,6 +626,11 @@ class OneRefForGrounding(OneRefHeadModel):
 
     def __init__(self, config: OneRefConfig):
         super().__init__(config)
+        if config.trained_on_masks_only:
+            logger.warning_once(
+                "This model has learnt from masks alone, so its box head knows nothing: OneRefForSegmentation takes "
+                "boxes from its masks. To train it on boxes, load it with trained_on_masks_only=False."
+            )
         self.post_init()
 
     @can_return_tuple
@@ -738,7 +746,8 @@ class OneRefForSegmentation(OneRefHeadModel):
             mask_labels (`torch.Tensor` of shape `(batch_size, S, S)`, *optional*):
                 Target masks on the canvas, 1 inside, for the mask and for the similarity map.
             predict_masks (`bool`, *optional*, defaults to `True`):
-                Whether to run the mask head, which costs about as much as half of the base encoder.
+                Whether to run the mask head, which costs about as much as half of the base encoder. With
+                `config.trained_on_masks_only` it runs in any case, because boxes and scores come from it.
         """
         self._require_both_modalities(pixel_values if encoded_images is None else encoded_images, input_ids)
         outputs = self.oneref(
@@ -756,7 +765,7 @@ class OneRefForSegmentation(OneRefHeadModel):
         losses = self._grounding_losses(outputs, pred_boxes, box_labels, mask_labels)
 
         pred_masks = None
-        if predict_masks:
+        if predict_masks or self.config.trained_on_masks_only:
             grid_size = tuple(outputs.similarity_map.shape[-2:])
             pred_masks = self.mask_head(outputs.vision_last_hidden_state[:, 1:], outputs.text_embeds, grid_size)
             if mask_labels is not None and self._active("mask_focal", "mask_dice"):
@@ -769,7 +778,7 @@ class OneRefForSegmentation(OneRefHeadModel):
                 losses["mask_dice"] = mask_dice_loss(logits, targets)
 
         map_to_score, region = outputs.similarity_map, None
-        if self.config.trained_on_masks_only and pred_masks is not None:
+        if self.config.trained_on_masks_only:
             pred_boxes, map_to_score, region = tight_boxes(pred_masks, pred_boxes, pixel_mask), pred_masks, pred_masks
 
         loss, loss_dict = self._weighted(losses)
@@ -940,24 +949,26 @@ def answer_phrases(
     the phrases.
 
     Args:
-        model: a OneRef model with a box head, in evaluation mode; it may be compiled or otherwise wrapped. One that
-            cannot encode pictures beforehand, such as an exported one, gets a copy of the picture with every phrase.
+        model: a OneRef model with a box head, in evaluation mode; it may be compiled. One that cannot encode pictures
+            beforehand, such as an exported one, gets a copy of the picture with every phrase.
         pixel_values: pictures `(num_images, 3, S, S)`: one for all phrases, one for each, or any number.
         input_ids, attention_mask: phrases `(N, T)`, padded at the end.
         pixel_mask: `(num_images, S, S)`, 1 where the canvas shows the picture.
         image_indices: `(N,)`, the row in `pixel_values` of the picture of each phrase.
         max_tokens_per_forward: bound of the positions, patches and words together, that the model sees at a time, but
             at least one phrase. A base model needs about 35 kB for each in float32, and up to 1 GB for masks besides.
-        options: for every forward pass, such as `predict_masks=False`.
+        options: for every forward pass, such as `predict_masks=False`; `bool_masked_pos` has a row per picture.
 
     Returns:
         [`OneRefSegmentationOutput`] with what the model gives of `pred_boxes`, `scores`, `pred_masks`,
         `similarity_map`, `image_embeds` and `text_embeds`, and nothing else.
 
     Raises:
-        ValueError: if the numbers of pictures and phrases do not fit.
+        ValueError: if there are no phrases, or the numbers of pictures and phrases do not fit.
     """
     num_phrases, text_length = input_ids.shape
+    if num_phrases == 0:
+        raise ValueError("There are no phrases to answer.")
     rows = image_of_each_text(pixel_values, input_ids, image_indices)
     if rows is None:
         rows = torch.arange(num_phrases, device=input_ids.device)
@@ -966,7 +977,9 @@ def answer_phrases(
     positions = torch.arange(1, text_length + 1, device=input_ids.device)
     lengths = (attention_mask * positions).amax(dim=1).cpu()
     encode_images = getattr(model, "encode_images", None)
-    encoded = None if encode_images is None else encode_images(pixel_values)
+    names = {"bool_masked_pos", "interpolate_pos_encoding"}.intersection(options)
+    of_images = {name: options.pop(name) for name in names}
+    encoded = None if encode_images is None else encode_images(pixel_values, **of_images)
     image_tokens = 1 + pixel_values[0, 0].numel() // model.config.patch_size**2
 
     order = lengths.argsort(stable=True)
@@ -976,7 +989,9 @@ def answer_phrases(
         longest = int(lengths[order[part]].max())
         mask = attention_mask[chosen, :longest]
         if encoded is None:
-            images = {"pixel_values": pixel_values[rows[chosen]]}
+            images = {"pixel_values": pixel_values[rows[chosen]], **of_images}
+            if images.get("bool_masked_pos") is not None:
+                images["bool_masked_pos"] = images["bool_masked_pos"][rows[chosen]]
         else:
             images = {"encoded_images": encoded, "image_indices": rows[chosen]}
         if pixel_mask is not None:

@@ -46,7 +46,8 @@ class AutoModelForReferringExpression:
             kwargs: as for any model's `from_pretrained`.
 
         Returns:
-            A `OneRefForSegmentation`, `OneRefForGrounding` or `OneRefForPreTraining` in evaluation mode.
+            A `OneRefForSegmentation`, `OneRefForGrounding` or `OneRefForPreTraining` in evaluation mode; with
+            `output_loading_info=True` also what Transformers tells of the loading.
 
         Raises:
             UnsupportedModelError: if it holds no model or another one (a bare BEiT-3 or OneRef without a box head,
@@ -66,6 +67,7 @@ class AutoModelForReferringExpression:
         if architecture not in _ANSWERING_MODELS:
             raise _refusal(f"'{pretrained_model_name_or_path}' holds a {architecture}")
         kwargs.pop("trust_remote_code", None)  # the class is at hand
+        tell = kwargs.pop("output_loading_info", False)
         model, loading = _ANSWERING_MODELS[architecture].from_pretrained(
             pretrained_model_name_or_path, output_loading_info=True, **kwargs
         )
@@ -75,7 +77,7 @@ class AutoModelForReferringExpression:
                 f"'{pretrained_model_name_or_path}' lacks {len(missing)} weights of its {architecture}, such as "
                 f"{missing[0]}, so its answers would be random; fine-tune it, or convert the checkpoint again."
             )
-        return model
+        return (model, loading) if tell else model
 
 
 def _refusal(subject: str) -> UnsupportedModelError:
@@ -212,6 +214,9 @@ class ReferringExpressionPipeline(Pipeline):
             raise TypeError(
                 f"Unknown argument {unknown[0]!r}; this pipeline knows {known}, batch_size and num_workers."
             )
+        for name in ("max_tokens_per_forward", "threshold"):
+            if parameters.get(name, 0) is None:
+                del parameters[name]
         if parameters.get("mask") and not self._segments:
             raise ValueError(
                 f"mask=True needs a model that segments, but this is a {type(self.model).__name__}; use a "

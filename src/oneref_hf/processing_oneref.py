@@ -14,19 +14,23 @@ from .letterbox_oneref import flatten_images
 
 logger = logging.get_logger(__name__)
 
+MAX_LENGTH = 64  # tokens of a phrase, as in the released models
+_UNLIMITED = 10**6  # from here on a tokenizer has no limit of its own
+
 
 class OneRefProcessor(ProcessorMixin):
     r"""
     Pairs pictures with phrases. A OneRef image processor and an XLM-RoBERTa tokenizer do the work.
 
-    Phrases are lower-cased, cut to 64 tokens with `<s>` and `</s>`, and padded to the longest of the batch.
-    `padding="max_length"` pads to 64; `pad_to_multiple_of=16` pads to a multiple, so that a compiled model sees few
-    shapes. Control tokens typed by a user (`<mask>`, `</s>`) are text: they get a space after their first character.
-    (`split_special_tokens=True` would not do: the vocabulary knows them as pieces, too.)
+    Phrases are lower-cased, cut to `tokenizer.model_max_length` tokens (64 in released models) with `<s>` and `</s>`,
+    and padded to the longest of the batch. `padding="max_length"` pads to as many; `pad_to_multiple_of=16` pads to a
+    multiple, so that a compiled model sees few shapes. Control tokens typed by a user (`<mask>`, `</s>`) are text:
+    they get a space after their first character. (`split_special_tokens=True` would not do: the vocabulary knows them
+    as pieces, too.)
     """
 
     _auto_class = "AutoProcessor"
-    text_kwargs = {"padding": True, "truncation": True, "max_length": 64, "return_tensors": "pt"}
+    text_kwargs = {"padding": True, "truncation": True, "return_tensors": "pt"}
     images_kwargs = {"return_tensors": "pt"}
 
     def __init__(self, image_processor, tokenizer):
@@ -90,6 +94,9 @@ class OneRefProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def _tokenized(self, phrases: list[str], **text_kwargs) -> dict:
+        if text_kwargs.get("max_length") is None:
+            limit = self.tokenizer.model_max_length
+            text_kwargs["max_length"] = limit if limit < _UNLIMITED else MAX_LENGTH
         control_tokens = re.compile("|".join(map(re.escape, self.tokenizer.all_special_tokens)))
         phrases = [self._as_plain_text(phrase.lower(), control_tokens) for phrase in phrases]
         encoding = self.tokenizer(phrases, **text_kwargs)

@@ -237,7 +237,7 @@ def build_processor(recipe: Recipe, source: str) -> OneRefProcessor:
         source = recipe.locate(f"beit3-{recipe.model.size}")
     processor = _loaded(OneRefProcessor.from_pretrained, source)
     processor.image_processor.size = {"height": recipe.model.image_size, "width": recipe.model.image_size}
-    processor.text_kwargs = {**processor.text_kwargs, "max_length": recipe.data.max_text_length}
+    processor.tokenizer.model_max_length = recipe.data.max_text_length  # what is saved, too
     return processor
 
 

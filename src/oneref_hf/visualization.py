@@ -179,7 +179,8 @@ def figure_row(image: ImageInput, answer: dict, heatmap: np.ndarray | None = Non
 
     panels = [("picture", panel)]
     if "mask" in answer:
-        scaled["mask"] = _mask_picture(answer["mask"], picture.size).resize(size, Image.Resampling.BILINEAR)
+        mask = _mask_picture(answer["mask"], picture.size).resize(size, Image.Resampling.BILINEAR)
+        scaled["mask"] = mask.point(lambda value: 255 * (value > 127))  # what is mostly covered
         panels.append(("segmentation (RES)", draw_answers(panel, scaled, boxes=False, labels=False)))
     panels.append((f"box (REC), score {answer['score']:.2f}", draw_answers(panel, scaled, masks=False, labels=False)))
     if heatmap is not None:
@@ -189,9 +190,9 @@ def figure_row(image: ImageInput, answer: dict, heatmap: np.ndarray | None = Non
     return framed_panels(answer["label"], panels)
 
 
-def draw_figure(image: ImageInput, answers: dict | list[dict | None]) -> Image.Image:
+def draw_figure(image: ImageInput, answers: dict | list[dict | None] | None) -> Image.Image:
     """`figure_row` of every answer, one below the other; the picture alone if there is none."""
-    answers = [answers] if isinstance(answers, dict) else answers
+    answers = [answers] if isinstance(answers, dict) else answers or []
     rows = [figure_row(image, answer) for answer in answers if answer is not None]
     if not rows:
         return rgb_picture(image)
@@ -213,7 +214,7 @@ def rgb_picture(image: ImageInput) -> Image.Image:
     if len(pictures) != 1:
         raise ValueError(f"One picture is drawn at a time, but there are {len(pictures)}.")
     numbers = read_picture(pictures[0], convert_rgb=True, to_8_bit_range=True)  # (3, height, width)
-    return Image.fromarray(numbers.round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy())
+    return Image.fromarray(numbers.detach().round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 @dataclass(frozen=True)

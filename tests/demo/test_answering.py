@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import EpsImagePlugin, ExifTags, Image
 
 from oneref_hf.data.rasterize import segmentation_to_mask
 from oneref_hf.data.scenes import scene_sample
@@ -105,6 +105,17 @@ def test_broken_pictures(broken, tmp_path):
     for path in (broken, text, empty):
         with pytest.raises(Problem, match=rf"“{path.name}” cannot be read.*Try another"):
             read_upload(str(path))
+
+
+def test_only_kinds_of_pictures_that_are_named_are_opened(tmp_path, monkeypatch):
+    """Of the others, Pillow hands some to another program."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **options: pytest.fail("it is run"))
+    path = tmp_path / "scheme.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    with pytest.raises(Problem, match="cannot be read"):
+        read_upload(str(path))
 
 
 def test_large_pictures_are_refused_with_the_limit(many_pixels, coffee, monkeypatch):

@@ -80,9 +80,9 @@ def server(tiny_model, tmp_path_factory):
 
 
 def uploads(folder: Path) -> list[Path]:
-    """Files in the page's temporary folder, its own examples apart."""
+    """Files in the page's temporary folders, but for the examples that it draws."""
     found = [path for path in folder.glob("oneref-demo-*/**/*") if path.is_file()]
-    return [path for path in found if path.parent.name != "examples"]
+    return [path for path in found if not path.parent.name.startswith("oneref-demo-examples-")]
 
 
 def picture(number: int, folder: Path) -> Path:
@@ -192,6 +192,33 @@ def test_uploads_are_deleted(finder, coffee, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("oneref-demo-*"))
 
 
+def test_examples_outlive_uploads_and_addresses_are_not_fetched(finder, tmp_path, monkeypatch):
+    import httpx
+
+    from oneref_hf.demo.answering import ModelSlot
+    from oneref_hf.demo.server import running_page
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    slot = ModelSlot("the tiny model")
+    slot.load(lambda: finder)
+    with running_page(slot, keep_seconds=2) as address, httpx.Client(base_url=address, timeout=PATIENCE) as visitor:
+        events = visitor.get("config").json()["dependencies"]
+        (pick,) = [one["id"] for one in events if any(kind == "pick" for _, kind in one["targets"])]
+        click = {"data": [], "fn_index": pick, "event_data": {"number": 0}, "session_hash": "visitor"}
+        deadline = time.monotonic() + PATIENCE
+        for _ in range(2):
+            shown = visitor.post("gradio_api/run/predict", json=click).json()["data"][0]["path"]
+            assert Path(shown).is_file()
+            while Path(shown).exists() and time.monotonic() < deadline:
+                time.sleep(0.2)  # until it is deleted like an upload
+        find = next(one["id"] for one in events if len(one["inputs"]) == 2)
+        with Hub({}) as elsewhere:
+            place = {"path": f"{elsewhere.address}/a.png", "meta": {"_type": "gradio.FileData"}}
+            question = {"data": [place, PHRASES], "fn_index": find, "session_hash": "visitor"}
+            answer = visitor.post("gradio_api/run/predict", json=question)
+        assert answer.status_code == 500 and "takes uploads, not addresses" in answer.text
+
+
 def test_problems_are_answers_too(server, coffee, broken):
     answer, status = ask(server.address, coffee, " \n")
     assert "answers" not in answer and "no phrase yet" in status
@@ -291,6 +318,21 @@ def test_a_port_that_is_taken(tiny_model, capsys):
     error = capsys.readouterr().err
     assert error.startswith("oneref: The page cannot be served: ") and str(port) in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--host", "nowhere.invalid"], 1, "The page cannot be served: nowhere.invalid: "),
+        (["--port", "99999"], 1, "port 99999: "),
+        (["--port", "-5"], 1, "port -5: "),
+        (["--keep", "inf"], 2, "--keep is a number of minutes above 0, not inf"),
+    ],
+)
+def test_addresses_and_times_that_are_none(arguments, code, sentence, tiny_model, capsys):
+    assert cli.main(["demo", "--model", str(tiny_model), *arguments]) == code
+    error = capsys.readouterr().err
+    assert error.startswith("oneref: ") and sentence in error and len(error.splitlines()) == 1
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_page(tiny_model, tmp_path, capsys, monkeypatch):

@@ -4,6 +4,7 @@
 import argparse
 import importlib.util
 import signal
+import socket
 import threading
 from contextlib import ExitStack, suppress
 
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace):
 
     if importlib.util.find_spec("gradio") is None:
         raise CommandError("The page needs Gradio: pip install 'oneref-hf[demo]'.")
-    if not options.keep > 0:
+    if not 0 < options.keep < float("inf"):
         raise CommandError(f"--keep is a number of minutes above 0, not {options.keep:g}.", exit_code=2)
     model = options.model or default_model()
     check_model_source(model)
@@ -55,6 +56,7 @@ def run(options: argparse.Namespace):
         slot = ModelSlot("the small one that ships with oneref-hf" if shipped else model, shipped)
         page = running_page(slot, options.host, options.port, options.open, round(60 * options.keep) or 1)
         with refusing(OSError, prefix="The page cannot be served: "):
+            _require_address(options.host, options.port)
             address = stack.enter_context(page)
         print(f"oneref: the page is at {address} and the model is loading (Ctrl+C stops it)", flush=True)
         # Whoever ends the process otherwise than with Ctrl+C wants the uploads deleted as well.
@@ -63,3 +65,21 @@ def run(options: argparse.Namespace):
         print("oneref: the model is ready", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
+
+
+def _require_address(host: str, port: int | None) -> None:
+    """Gradio tries for minutes to serve at an address that is none.
+
+    Raises:
+        OSError: if nothing can be served there.
+    """
+    if port is not None and not 0 < port < 2**16:
+        raise OSError(f"port {port}: ports go from 1 to 65535.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself does
+            probe.bind(address)
+    except OSError as error:
+        where = host if port is None else f"{host}, port {port}"
+        raise OSError(f"{where}: {error}; choose another --host or --port.") from error

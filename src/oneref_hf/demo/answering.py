@@ -25,6 +25,9 @@ MAX_PHRASE_LENGTH = 500
 # Pixels of the longer side at which pictures are asked and shown; the models see no more than 384 of them.
 SHOWN_SIDE = 1280
 
+# What is opened; Pillow knows many more, and one of them runs another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
+
 _LIMIT = f"the page takes up to {MAX_MEGABYTES} MB and {MAX_MEGAPIXELS} megapixels. Make it smaller and try again."
 TOO_LARGE = "“{name}” is too large: " + _LIMIT
 UNREADABLE = (
@@ -122,7 +125,7 @@ def read_upload(path: str | None) -> Upload:
     try:
         if Path(path).stat().st_size > MAX_MEGABYTES * 2**20:
             raise Problem(TOO_LARGE.format(name=name))
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_MEGAPIXELS * 1e6:
                 raise Problem(f"“{name}” is too large with its {width} × {height} pixels: {_LIMIT}")

@@ -2,7 +2,7 @@
 """The page: what is where, and what happens on a click."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 
@@ -84,6 +84,9 @@ def build_page(model: ModelSlot, examples: list[Example], keep_seconds: int) -> 
                 # The file as it came, so that what is wrong with it can be said in our words. Not in a subclass, for
                 # Gradio writes a stub file beside the source of each.
                 picture.preprocess = lambda payload: None if payload is None else payload.path
+                picture.async_move_resource_to_block_cache = _of_this_computer(
+                    picture.async_move_resource_to_block_cache
+                )
                 phrases = gr.Textbox(
                     label="Phrases",
                     info="What to find, one phrase per line",
@@ -186,6 +189,17 @@ def _header(model: ModelSlot) -> str:
         f"picture does not hold what you ask for.</p><p class='model'>Model: <b>{escape(model.name)}</b></p>"
         f"{notice}</header>"
     )
+
+
+def _of_this_computer(move: Callable) -> Callable:
+    """Refuses the addresses that whoever calls the interface by a program may give: Gradio would fetch them whole."""
+
+    async def move_file(place):
+        if str(place).startswith(("http:", "https:")):
+            raise gr.Error("The page takes uploads, not addresses.")
+        return await move(place)
+
+    return move_file
 
 
 def _loading(model: ModelSlot) -> str:

@@ -1,6 +1,7 @@
 # Copyright 2026 The oneref-hf authors. Licensed under the Apache License, Version 2.0.
 """Serving the page."""
 
+import functools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -43,10 +44,14 @@ def running_page(
     Raises:
         OSError: if the port is taken.
     """
-    with tempfile.TemporaryDirectory(prefix="oneref-demo-", ignore_cleanup_errors=True) as folder, _uploads_to(folder):
-        examples = Path(folder) / "examples"
-        examples.mkdir()
-        page = build_page(model, make_examples(examples, photograph=not model.shipped), keep_seconds)
+    temporary = functools.partial(tempfile.TemporaryDirectory, ignore_cleanup_errors=True)
+    # Examples lie elsewhere than uploads, for what lies there is deleted after a while.
+    with (
+        temporary(prefix="oneref-demo-") as folder,
+        temporary(prefix="oneref-demo-examples-") as examples,
+        _uploads_to(folder),
+    ):
+        page = build_page(model, make_examples(Path(examples), photograph=not model.shipped), keep_seconds)
         try:
             page.launch(
                 server_name=host,
@@ -64,6 +69,7 @@ def running_page(
                 # So many visitors' last answers Gradio remembers, for links to them, which this page does not have.
                 state_session_capacity=_REMEMBERED,
                 max_file_size=MAX_MEGABYTES * 2**20,
+                allowed_paths=[examples],
                 app_kwargs={"middleware": [Middleware(_PolicyHeader)], "docs_url": None, "redoc_url": None},
                 theme=THEME,
                 css_paths=CSS,
