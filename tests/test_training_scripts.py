@@ -124,6 +124,7 @@ def test_the_first_stage_freezes_the_encoder_and_the_second_starts_from_it(tmp_p
 def test_a_mistake_is_one_sentence(change, sentence, tmp_path, capsys):
     if "--seed" in change:
         (tmp_path / "recipe.yaml").write_text("name: other\n")
+        (tmp_path / "warm-up" / "checkpoint-1").mkdir(parents=True)
     assert run("finetune", REC, tmp_path, *change) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("finetune: ") and sentence in error
