@@ -649,7 +649,7 @@ _METRICS = {
 
 
 def _scored(recipe: Recipe) -> list[tuple[str, str]]:
-    """Data sets and splits that are read besides what is trained on."""
+    """Every data set and split that is read."""
     evaluation = recipe.evaluation
     found = [(dataset, split) for dataset, splits in evaluation.splits.items() for split in splits]
     if None not in (evaluation.metric, evaluation.split):
