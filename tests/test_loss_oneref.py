@@ -128,6 +128,7 @@ found = torch.autograd.grad(together, (*mine, scale))
 for index in range(2):
     torch.testing.assert_close(found[index], 2 * expected[index][rows])
 torch.testing.assert_close(found[2], expected[2])
+print("equal", flush=True)
 dist.destroy_process_group()
 """
 
@@ -135,11 +136,15 @@ dist.destroy_process_group()
 def test_contrastive_loss_is_the_same_on_two_processes_with_gradient(tmp_path):
     command = [sys.executable, "-c", CONTRASTIVE_ON_TWO_PROCESSES]
     workers = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE) for rank in range(2)
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
     ]
     for worker in workers:
-        _, stderr = worker.communicate(timeout=1200)
-        assert worker.returncode == 0, stderr.decode()
+        # What a process says counts, for PyTorch aborts now and then when it takes the connection down.
+        stdout, stderr = worker.communicate(timeout=1200)
+        assert stdout.strip() == "equal", stderr
 
 
 def test_contrastive_loss_by_definition():
