@@ -254,8 +254,7 @@ class ReferringExpressionPipeline(Pipeline):
         counts = [len(picture["input_ids"]) for picture in pictures]
         options = {}
         if self._segments:
-            # A model trained on masks alone takes its boxes from them.
-            options["predict_masks"] = mask is not False or self.model.config.trained_on_masks_only
+            options["predict_masks"] = mask is not False
         patches = pixel_values[0, 0].numel() // self.model.config.patch_size**2
         outputs = answer_phrases(
             self.model,

@@ -34,7 +34,7 @@ from typing import Any, Literal
 
 import yaml
 
-from .configuration_oneref import DEFAULT_LOSS_WEIGHTS
+from .configuration_oneref import DEFAULT_LOSS_WEIGHTS, OneRefConfig
 
 
 # Fields of OneRefConfig that differ between the released sizes, and a model for smoke runs.
@@ -46,7 +46,6 @@ MODEL_SIZES = {
 }
 FRESH = "fresh"
 SYNTHETIC, SYNTHETIC_SPLITS = "synthetic", ("train", "val")
-_PATCH_SIZE = 16  # of all models
 
 
 class RecipeError(ValueError):
@@ -684,8 +683,9 @@ def _check_consistency(recipe: Recipe) -> None:
         raise RecipeError("data.masking is needed for task mrefm, and for no other.")
     if recipe.data.dataset is None:
         raise RecipeError("data.dataset is missing; name a data set.")
-    if recipe.model.image_size % _PATCH_SIZE:
-        raise RecipeError(f"model.image_size is {recipe.model.image_size}; it must be a multiple of {_PATCH_SIZE}.")
+    side, patch = recipe.model.image_size, OneRefConfig().patch_size
+    if side % patch:
+        raise RecipeError(f"model.image_size is {side}; it must be a multiple of {patch}.")
     if recipe.run.ema_decay in (0, 1):
         raise RecipeError(f"run.ema_decay is {recipe.run.ema_decay}; it must lie between 0 and 1.")
     for dataset, split in _scored(recipe):

@@ -180,8 +180,8 @@ def pretrain(
     )
     weights = [torch.tensor([_TYPE_WEIGHTS[kind] for _, _, kind, _ in said]) for said in scenes.phrases]
     generator = torch.Generator().manual_seed(seed)
-    facts = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "scenes": number, "seed": seed}
-    facts["origin"] = origin
+    facts = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    facts |= {"scenes": number, "seed": seed, "origin": origin}
     done = _restore(checkpoint, facts, lesson, optimizers, generator)
     lesson.train()
     scores = None
